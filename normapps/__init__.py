@@ -1,0 +1,28 @@
+"""Stylize, adapt, slim, quantize and generate: applications of normalization layers.
+
+`import normapps` loads no torch; the names below are imported when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, NormappsError, UsageError
+
+if TYPE_CHECKING:
+    from .models.folder import load_model as load_model
+    from .style.stylizer import Stylizer as Stylizer
+
+__version__ = "0.1.0"
+
+_LAZY = {"Stylizer": "style.stylizer", "load_model": "models.folder"}
+
+__all__ = ["InputError", "NormappsError", "Stylizer", "UsageError", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'normapps' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

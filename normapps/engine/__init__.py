@@ -1,0 +1,1 @@
+"""Device and precision, the state of a run, distributed work."""

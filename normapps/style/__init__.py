@@ -1,0 +1,1 @@
+"""Stylization: give a photo the statistics of a painting."""
