@@ -1,0 +1,113 @@
+"""Pictures of folders and tar files as one numbered list, for training."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from .images import SUFFIXES, read_image
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where a picture's bytes lie: a whole file, or a span of a tar."""
+
+    path: Path
+    name: str
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class PictureSource:
+    """Every picture below the given folders and inside the given tars, sorted.
+
+    Args:
+        places: folders or uncompressed tar files.
+        hold_out: every how many-th picture is kept out for evaluation (0: none).
+        held: take just those that are kept out.
+
+    Raises:
+        InputError: a place is missing, or holds no picture.
+    """
+
+    def __init__(self, places: Sequence[str], hold_out: int = 0, held: bool = False) -> None:
+        members = [member for place in places for member in _members(Path(place))]
+        if hold_out:
+            members = [m for i, m in enumerate(members) if (i % hold_out == hold_out - 1) == held]
+        if not members:
+            raise InputError(f"{', '.join(places)}: no picture is left with 1 of {hold_out} held out")
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def name(self, index: int) -> str:
+        """Return the picture's name, as its folder or tar knows it."""
+        return self._members[index].name
+
+    def load(self, index: int) -> np.ndarray:
+        """Decode one picture: (H, W, 3) uint8 sRGB.
+
+        Raises:
+            InputError: the picture is damaged; the line names it.
+        """
+        member = self._members[index]
+        try:
+            return read_image(io.BytesIO(member.read())).pixels
+        except InputError as error:
+            raise InputError(f"{member.path}: {member.name}: {error}") from error
+
+    def crop(self, index: int, rng: np.random.Generator, side: int, spread: float) -> np.ndarray:
+        """Cut a random square out of one picture at a random scale, mirrored half the time.
+
+        Args:
+            index: which picture.
+            rng: source of the scale, place and mirroring.
+            side: of the result, pixels.
+            spread: the shorter side is scaled to `side` times 1…`spread` before the cut.
+
+        Returns:
+            (side, side, 3) uint8.
+        """
+        pixels = self.load(index)
+        short = min(pixels.shape[:2]) / rng.uniform(1, spread)
+        top, left = (rng.uniform(0, size - short) for size in pixels.shape[:2])
+        box = (left, top, left + short, top + short)
+        cut = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC, box=box)
+        square = np.asarray(cut)
+        return square[:, ::-1] if rng.random() < 0.5 else square
+
+
+def _members(place: Path) -> list[_Member]:
+    if place.is_dir():
+        paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = [_Member(path, str(path.relative_to(place))) for path in paths]
+    elif place.is_file():
+        found = _tar_members(place)
+    else:
+        raise InputError(f"{place}: no such folder or tar")
+    if not found:
+        raise InputError(f"{place}: holds no picture ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _tar_members(place: Path) -> list[_Member]:
+    try:
+        with tarfile.open(place, "r:") as tar:
+            infos = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{place}: not an uncompressed tar ({error}); unpack it first") from error
+    members = [_Member(place, m.name, m.offset_data, m.size) for m in infos]
+    return sorted(members, key=lambda member: member.name)

@@ -1,0 +1,73 @@
+"""Progress of long work: a live bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_LINE_EVERY = 60.0
+"""Seconds between lines where no terminal shows the bar."""
+
+
+class TrainingProgress:
+    """Steps done, losses (running means) and time left, on stderr.
+
+    Args:
+        total: steps of the whole run.
+        done: steps taken before.
+        enabled: False for the processes that print nothing.
+    """
+
+    def __init__(self, total: int, done: int = 0, enabled: bool = True) -> None:
+        console = Console(stderr=True)
+        self._total, self._first, self._enabled = total, done, enabled
+        self._live = enabled and console.is_terminal
+        self._means: dict[str, float] = {}
+        self._start = self._line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, losses="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Show that `step` steps are done, and the running mean of each value."""
+        for name, value in values.items():
+            self._means[name] = 0.98 * self._means.get(name, value) + 0.02 * value
+        text = "  ".join(f"{name} {value:.3g}" for name, value in self._means.items())
+        self._bar.update(self._task, completed=step, losses=text)
+        now = time.monotonic()
+        if self._enabled and not self._live and (now - self._line > _LINE_EVERY):
+            self._line = now
+            pace = (now - self._start) / max(1, step - self._first)
+            left = pace * (self._total - step) / 60
+            print(f"{step}/{self._total}  {left:.0f} min left  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,78 @@
+"""What a stylized picture is judged by, in training and in evaluation.
+
+The distances follow AdaIN (Huang & Belongie 2017, eq. 12-13) but are relative to the size of what
+they compare with, so that every layer of VGG and every style weighs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..norm import INSTANCE, Moments, standardize
+
+LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+"""Layers of VGG-19 in which style is compared; the last is that of the content."""
+
+_GREY = (0.299, 0.587, 0.114)
+
+
+def content_distance(output: Tensor, content: Tensor) -> Tensor:
+    """Mean squared distance of features (N, C, H, W) standardized a map; a scalar."""
+    pair = [standardize(x.float(), Moments.of(x, INSTANCE)) for x in (output, content)]
+    return F.mse_loss(*pair)
+
+
+def style_distance(output: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
+    """Relative squared distance of means and deviations, averaged over layers: (N,).
+
+    Args:
+        output, style: features (N, C, H, W) a layer; spatial sizes may differ.
+    """
+    return torch.stack([_moment_distance(o, s) for o, s in zip(output, style, strict=True)]).mean(0)
+
+
+def gram_distance(output: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
+    """Relative Frobenius distance of Gram matrices, averaged over layers: (N,)."""
+    distances = []
+    for o, s in zip(output, style, strict=True):
+        want = gram(s)
+        distances.append((gram(o) - want).norm(dim=(1, 2)) / want.norm(dim=(1, 2)))
+    return torch.stack(distances).mean(0)
+
+
+def gram(features: Tensor) -> Tensor:
+    """Return E[xxᵀ] over positions of (N, C, H, W) features: (N, C, C) float32.
+
+    The product is taken in the features' dtype.
+    """
+    x = features.flatten(2)
+    return (x @ x.transpose(1, 2)).float() / x.shape[2]
+
+
+def lattice(image: Tensor, period: int = 4) -> Tensor:
+    """Share of fine detail that is explained by the pixel's position modulo `period`: (N,).
+
+    Grey minus its 5×5 mean; the standard deviation of the period² cell means over that of the
+    picture. Photographs have about .03; pixel-shuffle networks leave more, seen as a fine grid.
+
+    Args:
+        image: (N, 3, H, W) in [0, 1], at least 5 pixels a side.
+    """
+    grey = (image.float() * image.new_tensor(_GREY).float().view(1, 3, 1, 1)).sum(1, keepdim=True)
+    fine = grey - F.avg_pool2d(grey, 5, 1, padding=2, count_include_pad=False)
+    h, w = (size - size % period for size in fine.shape[-2:])
+    cells = F.pixel_unshuffle(fine[..., :h, :w], period).mean((2, 3))
+    detail = fine.flatten(1).std(1, correction=0)
+    return cells.std(1, correction=0) / (detail + 1e-4)
+
+
+def _moment_distance(output: Tensor, style: Tensor) -> Tensor:
+    got, want = Moments.of(output, INSTANCE), Moments.of(style, INSTANCE)
+    pairs = ((got.mean, want.mean), (got.std(1e-5), want.std(1e-5)))
+    distance = sum((a - b).square().sum(1) for a, b in pairs)
+    size = sum(b.square().sum(1) for _, b in pairs)
+    return torch.as_tensor(distance / size)
