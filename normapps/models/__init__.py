@@ -1,1 +1,5 @@
-"""Architectures and their loading."""
+"""Architectures and their loading; after this import, `import timm` works in every installation."""
+
+from .backends import guard
+
+guard()

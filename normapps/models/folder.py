@@ -1,0 +1,284 @@
+"""Model folders: `model.safetensors` and a versioned `model.json` that says how to build it.
+
+One function opens whatever made the folder: training, adaptation, pruning. No pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import InputError, unknown
+from ..files import atomic_path, sha256, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT, VERSION = "normapps-model", 1
+WEIGHTS, MANIFEST = "model.safetensors", "model.json"
+
+BUILDERS = {
+    "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
+}
+"""Name in `model.json` → `module:callable` that makes the network from its `arguments`."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `model.json` says.
+
+    `sha256` maps file names of the folder to 64 hexadecimal digits; `history` lists what was
+    done to the model, oldest first.
+    """
+
+    builder: str
+    arguments: Mapping[str, Any]
+    sha256: Mapping[str, str]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Any] = ()
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    builder: str,
+    arguments: Mapping[str, Any],
+    preprocessing: Mapping[str, Any] | None = None,
+    history: Sequence[Any] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write a model folder and return its path; either all of it appears or nothing changes.
+
+    Args:
+        folder: made with its parents. With `overwrite`, an older model folder there is replaced;
+            files that are not the model's (a card, styles) stay.
+        builder: a name in `BUILDERS`; the builder called with `arguments` (JSON values) gives a
+            network of the same parameters and buffers.
+        history: JSON values, oldest first.
+
+    Raises:
+        InputError: the folder exists and may not be overwritten, is not a model folder, cannot
+            be written, or the builder is unknown.
+    """
+    target = Path(folder)
+    _resolve(builder)
+    _check_target(target, overwrite)
+    with _replaced(target) as temporary:
+        _write_weights(temporary / WEIGHTS, model)
+        hashes = {WEIGHTS: sha256(temporary / WEIGHTS)}
+        manifest = Manifest(builder, arguments, hashes, preprocessing or {}, list(history))
+        values = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(manifest)
+        write_text(temporary / MANIFEST, json.dumps(values, indent=2) + "\n")
+    return target
+
+
+def load_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """Open a model folder, whatever made it: the network on the CPU, in eval mode.
+
+    The hash of the weights is checked first; torch's random state is left as it was.
+
+    Raises:
+        InputError: naming the file and the remedy, where something is missing, damaged, of a
+            newer version, or does not fit its builder.
+    """
+    manifest = read_manifest(folder)
+    weights = Path(folder) / WEIGHTS
+    check_hashes(folder, manifest)
+    model = _build(manifest, Path(folder) / MANIFEST)
+    state = read_safetensors(weights)
+    _check_fit(weights, manifest.builder, model.state_dict(), state)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read `model.json` of a model folder; the weights are not looked at.
+
+    Raises:
+        InputError: the folder or file is missing, is no manifest, or is of a newer version.
+    """
+    path = Path(folder) / MANIFEST
+    values = _read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise InputError(f'{path}: is no model manifest ("format" is not "{FORMAT}")')
+    version = values.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"{path}: version {version!r} is not a whole number from 1")
+    if version > VERSION:
+        raise InputError(f"{path}: version {version} is newer than {VERSION}; upgrade normapps")
+    return _parse(path, values)
+
+
+def check_hashes(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Compare every file that the manifest lists with its SHA-256.
+
+    Raises:
+        InputError: a file is missing or differs.
+    """
+    if WEIGHTS not in manifest.sha256:
+        raise InputError(f"{Path(folder) / MANIFEST}: lists no sha256 of {WEIGHTS}")
+    for name, expected in manifest.sha256.items():
+        verify(Path(folder) / name, expected)
+
+
+def verify(path: Path, expected: str) -> None:
+    """Compare a file with its SHA-256.
+
+    Raises:
+        InputError: it is missing, cannot be read, or differs.
+    """
+    try:
+        actual = sha256(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
+    if actual != expected.lower():
+        raise InputError(
+            f"{path}: damaged or changed, sha256 is {actual[:12]}… and should be "
+            f"{expected[:12]}…; copy it again"
+        )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU.
+
+    Raises:
+        InputError: it is missing, truncated, or something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: is no safetensors file ({error}); copy it again") from error
+
+
+def _read_json(path: Path) -> Any:
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder")
+    if not path.is_file():
+        raise InputError(f"{path.parent}: is no model folder, it has no {MANIFEST}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not readable JSON ({error}); copy it again") from error
+
+
+def _parse(path: Path, values: dict[str, Any]) -> Manifest:
+    kinds = {"builder": str, "arguments": dict, "sha256": dict}
+    optional = {"preprocessing": dict, "history": list}
+    chosen = {name: values[name] for name in (*kinds, *optional) if name in values}
+    for name, kind in (kinds | optional).items():
+        if not isinstance(chosen.get(name, None if name in kinds else kind()), kind):
+            raise InputError(f'{path}: "{name}" is missing or is no {kind.__name__}')
+    if not all(isinstance(digest, str) for digest in chosen["sha256"].values()):
+        raise InputError(f'{path}: "sha256" holds something that is no str')
+    return Manifest(**chosen)
+
+
+def _resolve(builder: str) -> Callable[..., nn.Module]:
+    if builder not in BUILDERS:
+        raise unknown("builder", builder, BUILDERS)
+    module, name = BUILDERS[builder].split(":")
+    return cast("Callable[..., nn.Module]", getattr(import_module(module), name))
+
+
+def _build(manifest: Manifest, path: Path) -> nn.Module:
+    import torch
+
+    try:
+        make = _resolve(manifest.builder)
+    except InputError as error:
+        raise InputError(f"{path}: {error}, or upgrade normapps") from error
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return make(**manifest.arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: builder '{manifest.builder}' refuses its arguments ({reason})"
+        ) from error
+
+
+def _write_weights(path: Path, model: nn.Module) -> None:
+    from safetensors.torch import save_file
+
+    # cloned, because safetensors refuses tensors that share their memory
+    state = {
+        key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
+    }
+    with atomic_path(path) as temporary:  # for its permissions: safetensors lets only us read
+        save_file(state, temporary, metadata={"format": "pt"})
+
+
+def _check_fit(
+    path: Path, builder: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> None:
+    faults = [f"{key} is missing" for key in wanted.keys() - found.keys()]
+    faults += [f"{key} is not wanted" for key in found.keys() - wanted.keys()]
+    faults += [
+        f"{key} is {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & found.keys()
+        if found[key].shape != wanted[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise InputError(
+            f"{path}: does not fit builder '{builder}': {min(faults)}{more}; "
+            f"is {MANIFEST} of another model?"
+        )
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.is_file():
+        raise InputError(f"{target}: is a file, not a folder to write a model to")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{target}: exists already; --overwrite replaces it")
+    if not (target / MANIFEST).is_file():
+        raise InputError(f"{target}: is no model folder, and so is not replaced; name another")
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """Yield a copy of the folder (or an empty one) that takes its place in the end."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from error
+    try:
+        if target.exists():
+            shutil.copytree(target, temporary, dirs_exist_ok=True)
+        yield temporary
+        _swap(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o777 & ~umask)
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = temporary.with_name(temporary.name + ".old")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
