@@ -201,18 +201,26 @@ def _distinct(styles: Sequence[str]) -> list[str]:
 
 
 def _place(inputs: Sequence[Input], endings: Sequence[str], folder: Path) -> list[list[Path]]:
-    """The files of every input; names that need no change of suffix are given out first."""
-    order = sorted(range(len(inputs)), key=lambda i: _suffix(inputs[i]) != inputs[i].name.suffix)
+    """The files of every input, none twice and none called like another's folder.
+
+    Names are given out to the deepest first, because a folder cannot give way to a file, then to
+    those that keep their suffix.
+    """
+
+    def rank(index: int) -> tuple[int, bool]:
+        name = inputs[index].name
+        return -len(name.parts), _suffix(inputs[index]) != name.suffix
+
     taken: set[str] = set()
     numbers: dict[str, int] = {}
     placed: dict[int, list[Path]] = {}
-    for index in order:
+    for index in sorted(range(len(inputs)), key=rank):
         item = inputs[index]
         for stem in _stems(item, numbers):
             names = [item.name.parent / f"{stem}{end}{_suffix(item)}" for end in endings]
-            if not _clash(names, taken):
+            if not any(key in taken for key in map(_key, names)):
                 break
-        taken.update(key for name in names for key in _keys(name))
+        taken.update(map(_key, [*names, *item.name.parents]))
         placed[index] = [folder / name for name in names]
     return [placed[index] for index in range(len(inputs))]
 
@@ -247,24 +255,10 @@ def _root_name(item: Input) -> str:
     return Path(os.path.abspath(item.path)).parents[len(item.name.parts) - 1].name
 
 
+def _key(name: Path) -> str:
+    return _fold(name.as_posix())
+
+
 def _fold(name: str) -> str:
     """What a file system that ignores case and Unicode form takes for the same name."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _keys(name: Path) -> Iterator[str]:
-    """The file's key, and those of its folders, which no file may take."""
-    yield _fold(name.as_posix())
-    yield from (_fold(parent.as_posix()) + "/" for parent in name.parents if parent.name)
-
-
-def _clash(names: Sequence[Path], taken: set[str]) -> bool:
-    own: set[str] = set()
-    for name in names:
-        file, *folders = _keys(name)
-        if file in taken or file + "/" in taken or file in own:
-            return True
-        if any(folder.rstrip("/") in taken for folder in folders):
-            return True
-        own.add(file)
-    return False
