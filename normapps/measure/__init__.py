@@ -1,1 +1,1 @@
-"""Latency, memory and reports."""
+"""Latency, memory, intervals and reports."""

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from normapps.data.sources import PictureSource
+from normapps.errors import InputError
+from normapps.models.vgg import Vgg19
+from normapps.style.evaluation import Report, Row, evaluate, pairing
+from normapps.style.quality import METRICS, score
+
+
+@pytest.fixture
+def sources(tmp_path: Path, photos: dict[str, np.ndarray]) -> tuple[PictureSource, PictureSource]:
+    """Three contents and two styles of various sizes, some below the size of evaluation."""
+    for kind, names in (("contents", ("astronaut", "rocket", "china")), ("styles", ("flower",))):
+        (tmp_path / kind).mkdir()
+        for i, name in enumerate(names):
+            Image.fromarray(photos[name][: 60 + 20 * i, :90]).save(tmp_path / kind / f"{name}.png")
+    Image.fromarray(photos["coffee"][:200, :150]).save(tmp_path / "styles" / "coffee.png")
+    return PictureSource([str(tmp_path / "contents")]), PictureSource([str(tmp_path / "styles")])
+
+
+def untouched(content: np.ndarray, style: np.ndarray) -> np.ndarray:
+    return content
+
+
+def test_evaluate_scores_each_pair_at_one_size(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def inverted(content: np.ndarray, style: np.ndarray) -> np.ndarray:
+        seen.append((content, style))
+        return 255 - content
+
+    told: list[tuple[int, Row]] = []
+    report = evaluate(
+        inverted, *sources, pairs=4, vgg=random_vgg, size=72, progress=lambda *now: told.append(now)
+    )
+    assert [max(x.shape) for pair in seen for x in pair] == [72] * 8
+    for row, (content, style) in zip(report.rows, seen, strict=True):
+        assert row.scores == score(255 - content, content, style, random_vgg)
+        assert row.seconds > 0
+    assert told == list(enumerate(report.rows, 1))
+    names = [sources[0].name(c) for c, _ in pairing(3, 2, 4)]
+    assert [row.content for row in report.rows] == names
+
+
+def test_untouched_pictures_have_ssim_1_and_the_report_says_all(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    report = evaluate(untouched, *sources, pairs=3, vgg=random_vgg, size=64, seed=5)
+    summary = report.summary()
+    assert (summary["ssim"].mean, summary["ssim"].margin) == (1, 0)
+    assert summary["rel_content"].mean == 0
+    rel_style = [row.scores.rel_style for row in report.rows]
+    assert summary["rel_style"].mean == pytest.approx(np.mean(rel_style))
+    assert summary["rel_style"].low < min(rel_style) + np.ptp(rel_style)
+    whole = json.loads(report.to_json())
+    assert (whole["pairs"], whole["size"], whole["judged"], whole["seed"]) == (3, 64, 256, 5)
+    assert whole["rows"][1]["content"] == report.rows[1].content
+    assert whole["rows"][1]["rel_style"] == pytest.approx(rel_style[1], abs=1e-5)
+    assert list(whole["summary"]) == list(METRICS)
+
+
+def test_two_evaluations_give_the_same_numbers(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    def rows(report: Report) -> list[tuple[object, ...]]:
+        return [(row.content, row.style, row.scores) for row in report.rows]
+
+    runs = [evaluate(untouched, *sources, pairs=2, vgg=random_vgg, size=48) for _ in range(2)]
+    assert rows(runs[0]) == rows(runs[1])
+
+
+def test_an_interval_needs_two_pairs(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    with pytest.raises(InputError, match="1 pairs: an interval needs at least 2"):
+        evaluate(untouched, *sources, pairs=1, vgg=random_vgg)
+
+
+def test_an_output_of_another_size_is_refused(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    with pytest.raises(InputError, match="judged at its content's size"):
+        evaluate(lambda c, s: c[:-1], *sources, pairs=2, vgg=random_vgg, size=48)
+
+
+def test_pairing_uses_every_picture_before_any_again() -> None:
+    pairs = pairing(7, 3, 21)
+    assert set(Counter(c for c, _ in pairs).values()) == {3}
+    assert set(Counter(s for _, s in pairs).values()) == {7}
+    assert sorted(c for c, _ in pairs[:7]) == list(range(7))
+    assert sorted(c for c, _ in pairs[7:14]) == list(range(7))
+    assert pairs[:7] != pairs[7:14]
+
+
+def test_pairing_depends_on_the_seed_and_fewer_pairs_are_the_first_of_more() -> None:
+    assert pairing(40, 30, 50) == pairing(40, 30, 50)
+    assert pairing(40, 30, 50) != pairing(40, 30, 50, seed=1)
+    assert pairing(40, 30, 95)[:33] == pairing(40, 30, 33)
