@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
-_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC = 258, 259, 262
+_TIFF_PLANAR, _TIFF_SAMPLE_FORMAT = 284, 339
+_WHITE_IS_ZERO, _UNCOMPRESSED, _SEPARATE, _SIGNED = 0, 1, 2, 2
 
 
 class Split(NamedTuple):
@@ -52,6 +53,16 @@ def raw_mode(image: Image.Image) -> str:
     args = tiles[0][3] if tiles else ""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
+
+
+def is_misread(image: Image.Image) -> bool:
+    """Whether Pillow would decode the file wrongly: deep TIFF planes that are not compressed."""
+    return (
+        _tag(image, _TIFF_PLANAR) == _SEPARATE
+        and _tag(image, _TIFF_COMPRESSION) == _UNCOMPRESSED
+        and len(image.getbands()) > 1
+        and _bits(image) > 8
+    )
 
 
 def split_alpha(image: Image.Image, raw: str = "") -> Split:
@@ -139,7 +150,7 @@ def _split_grey(image: Image.Image, raw: str) -> Split:
     if image.mode == "F":
         grey8, notes = _float_to_8(values)
     elif image.mode == "I":
-        grey8, notes = _integer_to_8(_unsigned(image, values))
+        grey8, notes = _integer_to_8(image, values)
     else:
         grey8, notes = (values >> (_bits(image) - 8)).astype(np.uint8), ()
     if image.mode != "I" and _tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -175,27 +186,24 @@ def _float_to_8(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return grey, (*notes, f"values {low:g} to {high:g} stretched to black to white")
 
 
-def _integer_to_8(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def _integer_to_8(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    bits, signed = _tag(image, _TIFF_BITS), _tag(image, _TIFF_SAMPLE_FORMAT) == _SIGNED
+    values = values.astype(np.int64)
+    if bits == 32 and not signed:
+        values &= 0xFFFFFFFF  # Pillow wraps unsigned samples into int32
     low, high = int(values.min()), int(values.max())
-    if low >= 0 and high <= 255:
-        return values.astype(np.uint8), ()
-    if low >= 0 and high <= 65535:
-        return (values >> 8).astype(np.uint8), ()
-    note = f"values {low} to {high} stretched to black to white"
-    return _stretch(values, low, high), (note,)
+    if low < 0 or high > 65535:
+        note = f"values {low} to {high} stretched to black to white"
+        return _stretch(values, low, high), (note,)
+    if bits == 16:
+        return (values >> (7 if signed else 8)).astype(np.uint8), ()
+    return (values if high <= 255 else values >> 8).astype(np.uint8), ()
 
 
 def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
     span = float(high) - float(low)
     shifted = values.astype(np.float64) - float(low)
     return np.rint(shifted * (255 / span if span else 0)).astype(np.uint8)
-
-
-def _unsigned(image: Image.Image, values: np.ndarray) -> np.ndarray:
-    """Undo Pillow's wrapping of unsigned 32-bit samples into int32."""
-    if _tag(image, _TIFF_SAMPLE_FORMAT) == _UNSIGNED and _bits(image) == 32:
-        return values.astype(np.int64) & 0xFFFFFFFF
-    return values.astype(np.int64)
 
 
 def _bits(image: Image.Image) -> int:

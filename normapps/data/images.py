@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -31,7 +30,7 @@ from PIL import (
 )
 
 from ..errors import InputError
-from .color import fill_hidden, raw_mode, split_alpha, to_srgb
+from .color import fill_hidden, is_misread, raw_mode, split_alpha, to_srgb
 from .picture import Picture, resize, with_pixels
 from .write import WRITE_SUFFIXES, encode_image, writable_format, write_image, write_notes
 
@@ -63,7 +62,7 @@ _PLUGINS = {
 }
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _ORIENTATION = 0x0112
-_limit_lock = threading.RLock()
+_lock = threading.RLock()
 
 
 def read_image(
@@ -112,9 +111,9 @@ def _stream(source: str | os.PathLike[str] | BinaryIO) -> Iterator[tuple[str, Bi
 
 def _open_path(path: Path) -> BinaryIO:
     try:
-        if stat.S_ISDIR(path.stat().st_mode):
-            raise InputError(f"{path}: is a folder, not a picture; name a file in it")
         return path.open("rb")
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder, not a picture; name a file in it") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: does not exist; check the spelling") from error
     except PermissionError as error:
@@ -145,10 +144,17 @@ def _open(file: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings; one thread at a time, because Python's filters belong to all of them."""
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
     """Pillow's limit as an error, at `max_pixels` if given, and as it was afterwards."""
-    with _limit_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         before = Image.MAX_IMAGE_PIXELS
         try:
@@ -174,16 +180,23 @@ def _frames_note(image: Image.Image) -> tuple[str, ...]:
     if image.format == "MPO":  # a phone's JPEG with a preview or depth map behind the picture
         return ()
     try:
-        frames = int(getattr(image, "n_frames", 1))
+        with _quiet():
+            frames = int(getattr(image, "n_frames", 1))
     except Exception:  # a damaged later frame is no reason to refuse the first
         return ("first of several frames",)
     return (f"first of {frames} frames",) if frames > 1 else ()
 
 
 def _convert(image: Image.Image, name: str) -> Picture:
+    if is_misread(image):
+        raise InputError(
+            f"{name}: has 16-bit colours in separate uncompressed planes; save it again as PNG"
+        )
     raw = raw_mode(image)
     try:
-        image.load()
+        # Pillow parses TIFF's tags on loading, and warns of what is odd in them.
+        with _quiet() if image.format == "TIFF" else nullcontext():
+            image.load()
         orientation = _orientation(image)
         colour, alpha, notes = split_alpha(image, raw)
         converted = to_srgb(colour, _profile(image))
@@ -205,7 +218,8 @@ def _profile(image: Image.Image) -> bytes | None:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        with _quiet():
+            value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken metadata is no reason to refuse the picture
         return 1
     return value if isinstance(value, int) else 1
