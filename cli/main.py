@@ -11,7 +11,7 @@ import typer
 
 from normapps import NormappsError, UsageError, __version__
 
-from . import doctor, models
+from . import doctor, models, style, stylize
 
 app = typer.Typer(
     name="normapps",
@@ -20,7 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
 )
+app.command()(stylize.stylize)
 app.command()(doctor.doctor)
+app.add_typer(style.app, name="style")
 app.add_typer(models.app, name="models")
 
 
@@ -68,3 +70,7 @@ def _flush() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What the command line does with errors, interrupts and readers that have gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from normapps import InputError, NormappsError, UsageError, __version__
+from normapps.cli import main as command_line
+
+RUN = [sys.executable, "-c", "from normapps.cli.main import main; main()"]
+
+
+def _exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, arguments: tuple[str, ...] = ()
+) -> int:
+    """The exit code of `main` where the only command raises the error."""
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command()
+    def fail(count: int = 0) -> None:
+        raise error
+
+    monkeypatch.setattr(command_line, "app", app)
+    monkeypatch.setattr(sys, "argv", ["normapps", *arguments])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NormappsError("went wrong"), 1),
+        (InputError("went wrong"), 1),
+        (UsageError("went wrong"), 2),
+    ],
+)
+def test_our_errors_are_one_line_on_stderr(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: NormappsError,
+    code: int,
+) -> None:
+    monkeypatch.delenv("NORMAPPS_DEBUG", raising=False)
+    assert _exit_code(monkeypatch, error) == code
+    assert capsys.readouterr() == ("", "error: went wrong\n")
+
+
+def test_a_message_of_two_lines_becomes_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _exit_code(monkeypatch, InputError("a.png: bad\n  header"))
+    assert capsys.readouterr().err == "error: a.png: bad header\n"
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_debugging_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, shown: bool
+) -> None:
+    monkeypatch.setenv("NORMAPPS_DEBUG", value)
+    assert _exit_code(monkeypatch, InputError("went wrong")) == 1
+    written = capsys.readouterr().err
+    assert ("Traceback" in written) is shown
+    assert written.endswith("error: went wrong\n")
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _exit_code(monkeypatch, KeyboardInterrupt()) == 130
+
+
+def test_wrong_flags_exit_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit_code(monkeypatch, NormappsError(), ("--count", "many")) == 2
+    assert "--count" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        _exit_code(monkeypatch, ZeroDivisionError())
+
+
+def test_a_reader_that_has_gone_causes_no_message() -> None:
+    process = subprocess.Popen([*RUN, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, written = process.communicate()
+    assert written == b""
+
+
+def test_the_version() -> None:
+    done = subprocess.run([*RUN, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"normapps {__version__}\n"
+
+
+def test_without_arguments_there_is_help() -> None:
+    done = subprocess.run(RUN, capture_output=True, text=True, check=False)
+    assert "Usage:" in done.stdout + done.stderr
+
+
+def test_every_command_is_listed_with_one_whole_line() -> None:
+    done = subprocess.run([*RUN, "--help"], capture_output=True, text=True, check=True)
+    listed = done.stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in listed] == ["stylize", "doctor", "style", "models"]
+    assert not any(line.endswith("...") for line in listed), done.stdout
