@@ -3,7 +3,7 @@
 Knows torch and nothing else of this package but its error class.
 """
 
-from .moments import Moments, mix
+from .moments import Moments, merge, mix
 from .operations import (
     barycenter,
     center,
@@ -25,13 +25,14 @@ from .partition import (
     ghost,
     groups,
 )
-from .recovery import adain, affine
+from .recovery import AdaIN, adain, affine
 
 __all__ = [
     "BATCH",
     "INSTANCE",
     "LAYER",
     "POSITION",
+    "AdaIN",
     "Moments",
     "Partition",
     "adain",
@@ -42,6 +43,7 @@ __all__ = [
     "color",
     "ghost",
     "groups",
+    "merge",
     "mix",
     "restore",
     "scale",

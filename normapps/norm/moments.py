@@ -6,15 +6,17 @@ come out of one process, many batches, many tiles or many machines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .partition import INSTANCE, Partition
+from ..errors import InputError, unknown
+from .partition import BATCH, INSTANCE, Partition
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Moments:
         var: (G, D) biased variance.
         cov: (G, D, D) biased covariance, or None for diagonal moments.
         partition: the partition the groups came from.
+
+    Raises:
+        InputError: the tensors' shapes do not belong together.
     """
 
     count: Tensor
@@ -34,6 +39,15 @@ class Moments:
     var: Tensor
     cov: Tensor | None = None
     partition: Partition = INSTANCE
+
+    def __post_init__(self) -> None:
+        shape = self.mean.shape
+        square = None if self.cov is None else (*shape, shape[-1])
+        if len(shape) != 2 or self.var.shape != shape or self.count.shape != shape[:1]:
+            got = [tuple(x.shape) for x in (self.count, self.mean, self.var)]
+            raise InputError(f"moments {got}: count, mean, var must be (G,), (G, D), (G, D)")
+        if self.cov is not None and self.cov.shape != square:
+            raise InputError(f"covariance {tuple(self.cov.shape)}: must be {square}")
 
     @classmethod
     def of(
@@ -50,39 +64,26 @@ class Moments:
             x: (N, C, *S), any floating dtype; half precision is measured in float32.
             partition: which elements share statistics.
             full: measure the covariance too.
-            weight: (N, 1, *S) non-negative weights of positions (a soft region). A group whose
-                weights are all zero gets mean 0, variance 0, count 0.
+            weight: (N, 1, *S) or (1, 1, *S) weights of positions (a soft region). What is below 0
+                counts as 0, so that the undershoot of a resampled mask does no harm and a GPU
+                need not be waited for. A group whose weights are all zero gets mean 0,
+                variance 0, count 0.
+
+        Raises:
+            InputError: x is not floating or does not fit the partition, or `weight` not x.
         """
-        values = partition.split(_at_least_float32(x))
-        if weight is None:
-            return cls._plain(values, partition, full)
-        spread = weight.to(values.dtype).expand(x.shape)
-        return cls._weighted(values, partition.split(spread), partition, full)
-
-    @classmethod
-    def _plain(cls, values: Tensor, partition: Partition, full: bool) -> Moments:
-        samples = values.shape[2]
-        count = values.new_full((values.shape[0],), samples)
+        if not x.is_floating_point():
+            raise InputError(f"activation of {x.dtype}: must be a floating dtype")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        share, total = None, None
+        if weight is not None:
+            share, total = _shares(weight, x, partition)
+        groups, _, samples = partition.shape(x.shape)
+        count = x.new_full((groups,), samples) if total is None else total
         if not full:
-            var, mean = torch.var_mean(values, dim=2, correction=0)
-            return cls(count, mean, var, None, partition)
-        mean = values.mean(2)
-        centred = values - mean.unsqueeze(2)
-        cov = centred @ centred.transpose(1, 2) / samples
-        return cls(count, mean, cov.diagonal(dim1=1, dim2=2), cov, partition)
-
-    @classmethod
-    def _weighted(cls, values: Tensor, weight: Tensor, partition: Partition, full: bool) -> Moments:
-        if bool((weight < 0).any()):
-            raise InputError("weights of a region must not be negative")
-        total = weight.sum(2)
-        norm = weight / total.clamp_min(torch.finfo(total.dtype).tiny).unsqueeze(2)
-        mean = (values * norm).sum(2)
-        centred = values - mean.unsqueeze(2)
-        if not full:
-            return cls(total[:, 0], mean, (centred.square() * norm).sum(2), None, partition)
-        cov = (centred * norm) @ centred.transpose(1, 2)
-        return cls(total[:, 0], mean, cov.diagonal(dim1=1, dim2=2), cov, partition)
+            return cls(count, *_diagonal(x, partition, share), None, partition)
+        mean, cov = _full(x, partition, share)
+        return cls(count, mean, _diagonal_of(cov), cov, partition)
 
     @property
     def is_full(self) -> bool:
@@ -90,66 +91,87 @@ class Moments:
         return self.cov is not None
 
     def std(self, eps: float = 0.0) -> Tensor:
-        """Return sqrt(var + eps): (G, D)."""
-        return (self.var + eps).sqrt()
+        """Return sqrt(var + eps): (G, D), with gradient 0 where that is 0."""
+        return (self.var + eps).clamp_min(torch.finfo(self.var.dtype).tiny).sqrt()
 
     def diagonal(self) -> Moments:
         """Return the same moments without the covariance."""
         return replace(self, cov=None)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Moments:
+    def to(self, *args: Any, **options: Any) -> Moments:
         """Move or cast every tensor, with the arguments of `Tensor.to`."""
-        cov = None if self.cov is None else self.cov.to(*args)
-        return replace(
-            self,
-            count=self.count.to(*args),
-            mean=self.mean.to(*args),
-            var=self.var.to(*args),
-            cov=cov,
-        )
+        return self._each(lambda tensor: tensor.to(*args, **options))
+
+    def detach(self) -> Moments:
+        """Return the same moments cut off from the graph of gradients."""
+        return self._each(Tensor.detach)
 
     def merge(self, *others: Moments) -> Moments:
         """Return the moments of all samples together (Chan et al. 1983), exact and in any order.
+
+        `merge` does the same for any number of parts as they come, as of the tiles of a picture.
 
         Raises:
             InputError: partitions, shapes or kinds (diagonal, full) differ.
         """
         return reduce(_merge_two, others, self)
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Moments:
+        cov = None if self.cov is None else change(self.cov)
+        return Moments(change(self.count), change(self.mean), change(self.var), cov, self.partition)
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of all samples of the parts together, taking one part at a time.
+
+    Parts are merged in pairs of like size, pairs of pairs and so on: a stream of n parts keeps
+    log₂ n moments in memory, and its rounding error does not grow with n.
+
+    Raises:
+        InputError: no parts, or parts of different partitions, shapes or kinds.
+    """
+    waiting: list[tuple[int, Moments]] = []
+    for part in parts:
+        level, whole = 0, part
+        while waiting and waiting[-1][0] == level:
+            whole = waiting.pop()[1].merge(whole)
+            level += 1
+        waiting.append((level, whole))
+    if not waiting:
+        raise InputError("no moments to merge: give at least one part")
+    return reduce(Moments.merge, (whole for _, whole in reversed(waiting)))
+
 
 def mix(parts: Sequence[Moments], weights: Sequence[float], rule: str = "linear") -> Moments:
     """Mix moments by weights that are normalized to sum 1.
 
     Args:
-        parts: moments of equal shape.
+        parts: moments of equal shape; the counts are added.
         weights: one non-negative number a part.
-        rule: `linear` mixes means and variances (Schneider et al. 2020); `pooled` adds the
-            variance between the means (the moments of the mixture distribution); `std` mixes
-            means and standard deviations, which for diagonal Gaussians is the Wasserstein
-            barycentre and for AdaIN equals the weighted sum of the stylized features. The
-            covariance barycentre is `operations.barycenter`.
+        rule: `linear` mixes means and (co)variances (Schneider et al. 2020); `pooled` adds the
+            (co)variance between the means (the moments of the mixture distribution); `std` mixes
+            means and standard deviations and drops the covariance, which for diagonal Gaussians
+            is the Wasserstein barycentre and for AdaIN equals the weighted sum of the stylized
+            features up to its eps. The covariance barycentre is `operations.barycenter`.
 
     Raises:
-        InputError: no parts, weights that do not fit, or an unknown rule.
+        InputError: no parts, parts or weights that do not fit, or an unknown rule.
     """
     if rule not in ("linear", "pooled", "std"):
-        raise InputError(f"unknown rule '{rule}'; known: linear, pooled, std")
-    share = normalized_weights(weights, len(parts))
-    for part in parts[1:]:
-        _check_same(parts[0], part)
-    full = all(part.is_full for part in parts) and rule != "std"
-    mean = _weighted_sum(share, [part.mean for part in parts])
+        raise unknown("rule", rule, ("linear", "pooled", "std"))
+    share = check_parts(parts, weights)
+    mean = weighted_sum(share, [part.mean for part in parts])
     count = torch.stack([part.count for part in parts]).sum(0)
     if rule == "std":
-        var = _weighted_sum(share, [part.std() for part in parts]).square()
+        var = weighted_sum(share, [part.std() for part in parts]).square()
         return Moments(count, mean, var, None, parts[0].partition)
-    var = _weighted_sum(share, [part.var for part in parts])
-    cov = _weighted_sum(share, [p.cov for p in parts if p.cov is not None]) if full else None
+    var = weighted_sum(share, [part.var for part in parts])
+    covs = [part.cov for part in parts if part.cov is not None]
+    cov = weighted_sum(share, covs) if covs else None
     if rule == "pooled":
         shifts = [part.mean - mean for part in parts]
-        var = var + _weighted_sum(share, [s.square() for s in shifts])
-        if cov is not None:
-            cov = cov + _weighted_sum(share, [_outer(s) for s in shifts])
+        var = var + weighted_sum(share, [s.square() for s in shifts])
+        cov = None if cov is None else cov + weighted_sum(share, [_outer(s) for s in shifts])
     return Moments(count, mean, var, cov, parts[0].partition)
 
 
@@ -167,35 +189,107 @@ def normalized_weights(weights: Sequence[float], parts: int) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def check_parts(parts: Sequence[Moments], weights: Sequence[float]) -> list[float]:
+    """Return the weights scaled to sum 1, once parts and weights are found to fit together.
+
+    Raises:
+        InputError: they do not.
+    """
+    share = normalized_weights(weights, len(parts))
+    for part in parts[1:]:
+        _check_same(parts[0], part)
+    return share
+
+
+def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """Return Σᵢ weightᵢ·tensorᵢ of equally shaped tensors."""
+    return torch.stack([weight * x for weight, x in zip(weights, tensors, strict=True)]).sum(0)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast does not turn x's products into half precision."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _diagonal(x: Tensor, partition: Partition, share: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance. `torch.var_mean` takes 20 times as long on a CPU (torch 2.13)."""
+    values, axes = partition.view(x)
+    rows = partition.shape(x.shape)[:2]
+    if share is None:
+        mean = values.mean(axes, keepdim=True)
+        var = (values - mean).square_().mean(axes)
+    else:
+        share = partition.view(share.expand(x.shape))[0]
+        mean = (values * share).sum(axes, keepdim=True)
+        var = (values - mean).square_().mul(share).sum(axes)
+    return mean.reshape(rows), var.reshape(rows)
+
+
+def _full(x: Tensor, partition: Partition, share: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and covariance."""
+    groups = partition.split(x)
+    if share is None:
+        mean = groups.mean(2)
+        centred = groups - mean.unsqueeze(2)
+        with without_autocast(x):
+            return mean, centred @ centred.transpose(1, 2) / groups.shape[2]
+    # one channel stands for all: a weight belongs to a position
+    share = partition.split(share.expand(x.shape))[:, :1]
+    mean = (groups * share).sum(2)
+    centred = groups - mean.unsqueeze(2)
+    with without_autocast(x):
+        return mean, (centred * share) @ centred.transpose(1, 2)
+
+
+def _shares(weight: Tensor, x: Tensor, partition: Partition) -> tuple[Tensor, Tensor]:
+    """Return (N, 1, *S) weights that sum to 1 in each group of x, and the (G,) sums before."""
+    wanted = (x.shape[0], 1, *x.shape[2:])
+    if weight.shape not in (wanted, (1, *wanted[1:])):
+        raise InputError(f"weight {tuple(weight.shape)}: must be {wanted}, or 1 instead of N")
+    weight = weight.to(x.dtype).clamp_min(0).expand(wanted)
+    # all channels weigh the same, so one is summed, by the partition that tells no channels apart
+    one = _ONE_CHANNEL.get(partition.kind, partition)
+    values, axes = one.view(weight)
+    sums = values.sum(axes, keepdim=True)
+    groups, _, samples = partition.shape(x.shape)
+    channels = samples // one.shape(wanted)[2]
+    share = values / (torch.where(sums > 0, sums, 1) * channels)
+    total = sums.flatten() * channels
+    return share.reshape(wanted), total.repeat_interleave(groups // total.shape[0])
+
+
+_ONE_CHANNEL = {"layer": INSTANCE, "group": INSTANCE, "channel_group": BATCH}
+
+
+def _diagonal_of(cov: Tensor) -> Tensor:
+    """Return the variances as a tensor of their own, which a file can hold beside `cov`."""
+    return cov.diagonal(dim1=1, dim2=2).clone()
+
+
 def _merge_two(a: Moments, b: Moments) -> Moments:
     _check_same(a, b)
     count = a.count + b.count
-    share = (b.count / count.clamp_min(torch.finfo(count.dtype).tiny)).unsqueeze(1)
+    share = (b.count / torch.where(count > 0, count, 1)).unsqueeze(1)
     shift = b.mean - a.mean
     mean = a.mean + shift * share
     between = share * (1 - share)
-    var = a.var + (b.var - a.var) * share + shift.square() * between
     if a.cov is None or b.cov is None:
+        var = a.var + (b.var - a.var) * share + shift.square() * between
         return Moments(count, mean, var, None, a.partition)
     cov = a.cov + (b.cov - a.cov) * share.unsqueeze(2) + _outer(shift) * between.unsqueeze(2)
-    return Moments(count, mean, cov.diagonal(dim1=1, dim2=2), cov, a.partition)
+    return Moments(count, mean, _diagonal_of(cov), cov, a.partition)
 
 
 def _check_same(a: Moments, b: Moments) -> None:
     if a.partition != b.partition or a.mean.shape != b.mean.shape or a.is_full != b.is_full:
         raise InputError(
-            f"moments do not fit together: {a.partition.kind} {tuple(a.mean.shape)} full={a.is_full}"
-            f" and {b.partition.kind} {tuple(b.mean.shape)} full={b.is_full}"
+            f"moments do not fit together: {a.partition.kind} {tuple(a.mean.shape)}"
+            f" full={a.is_full}, {b.partition.kind} {tuple(b.mean.shape)} full={b.is_full}"
         )
-
-
-def _weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([weight * x for weight, x in zip(weights, tensors, strict=True)]).sum(0)
 
 
 def _outer(shift: Tensor) -> Tensor:
     return shift.unsqueeze(2) * shift.unsqueeze(1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

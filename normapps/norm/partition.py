@@ -8,14 +8,16 @@ D×D covariance of each group.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 
-_KINDS = ("batch", "instance", "layer", "position", "group", "ghost", "channel_group")
+_SIZED = ("group", "ghost", "channel_group")
+_KINDS = ("batch", "instance", "layer", "position", *_SIZED)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Partition:
             - `ghost`: G=n, D=C, M=N/n·S (n = `size` chunks of the batch)
             - `channel_group`: G=C/d, D=d, M=N·S (d = `size` channels whitened together)
         size: the number that `group`, `ghost` and `channel_group` need.
+
+    Raises:
+        InputError: an unknown kind, or a size that is below 1 or that the kind does not take.
     """
 
     kind: str
@@ -40,49 +45,116 @@ class Partition:
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
-            raise InputError(f"unknown partition '{self.kind}'; known: {', '.join(_KINDS)}")
+            raise unknown("partition", self.kind, _KINDS)
         if self.size < 1:
             raise InputError(f"partition size {self.size}: must be at least 1")
+        if self.size > 1 and self.kind not in _SIZED:
+            raise InputError(f"partition size {self.size}: '{self.kind}' takes none")
 
-    def split(self, x: Tensor) -> Tensor:
-        """Reshape x: (N, C, *S) to groups (G, D, M).
+    def shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return (G, D, M) for an activation of `shape` (N, C, *S).
 
         Raises:
-            InputError: x has no channel dimension, or `size` does not divide N or C.
+            InputError: no channel axis, no elements, or `size` does not divide N or C.
         """
-        if x.dim() < 2:
-            raise InputError(f"shape {tuple(x.shape)}: needs (N, C, ...)")
-        n, c = x.shape[:2]
-        self._check(n, c)
-        x = x.reshape(n, c, -1)
-        if self.kind == "instance":
-            return x
-        if self.kind in ("layer", "group"):
-            return x.reshape(n * self.size, 1, -1)
-        if self.kind == "position":
-            return x.transpose(1, 2).reshape(-1, 1, c)
-        if self.kind == "ghost":
-            return x.reshape(self.size, -1, c, x.shape[2]).transpose(1, 2).flatten(2)
-        width = self.size if self.kind == "channel_group" else c
-        return x.transpose(0, 1).reshape(c // width, width, -1)
+        return self._layout(shape).groups
 
-    def join(self, groups: Tensor, shape: torch.Size) -> Tensor:
+    def view(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """Return x in a shape where the G·D rows are reduced over whole axes, and these axes.
+
+        What is left after reducing them is the rows in order. Never a copy, whatever the strides:
+        this is how the diagonal methods look at an activation.
+        """
+        layout = self._layout(x.shape)
+        return x.reshape(layout.sizes), layout.reduced
+
+    def rows(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Shape values (G, D), or (1, D) meant for every group, to broadcast against `view`.
+
+        Raises:
+            InputError: the values fit no activation of `shape`.
+        """
+        layout = self._layout(shape)
+        self.check_fit(values, shape)
+        sizes = [1 if axis in layout.reduced else size for axis, size in enumerate(layout.sizes)]
+        return values.expand(layout.groups[0], -1).reshape(sizes)
+
+    def check_fit(self, values: Tensor, shape: Sequence[int]) -> None:
+        """Check that values (G, D, ...), or (1, D, ...), fit an activation of `shape`.
+
+        Raises:
+            InputError: they do not.
+        """
+        groups, width, _ = self.shape(shape)
+        if values.shape[1] == width and (values.shape[0] == 1 or values.shape[0] == groups):
+            return
+        one = "" if groups == 1 else f" or 1 x {width}"
+        raise InputError(
+            f"moments of {values.shape[0]} x {values.shape[1]} (groups x dimensions) do not fit"
+            f" {tuple(shape)}: partition '{self.kind}' needs {groups} x {width}{one}"
+        )
+
+    def split(self, x: Tensor) -> Tensor:
+        """Reshape x: (N, C, *S) to groups (G, D, M), without a copy where the strides allow it.
+
+        Raises:
+            InputError: no channel axis, no elements, or `size` does not divide N or C.
+        """
+        layout = self._layout(x.shape)
+        return x.reshape(layout.sizes).permute(layout.order).reshape(layout.groups)
+
+    def join(self, groups: Tensor, shape: Sequence[int]) -> Tensor:
         """Undo `split`: groups (G, D, M) back to an activation of `shape` (N, C, *S)."""
-        n, c = shape[:2]
-        if self.kind in ("instance", "layer", "group"):
-            return groups.reshape(shape)
-        if self.kind == "position":
-            return groups.reshape(n, -1, c).transpose(1, 2).reshape(shape)
-        if self.kind == "ghost":
-            per_chunk = groups.reshape(self.size, c, n // self.size, -1)
-            return per_chunk.transpose(1, 2).reshape(shape)
-        return groups.reshape(c, n, -1).transpose(0, 1).reshape(shape)
+        layout = self._layout(shape)
+        apart = groups.reshape([layout.sizes[axis] for axis in layout.order])
+        return apart.permute([layout.order.index(axis) for axis in range(apart.dim())]).reshape(
+            tuple(shape)
+        )
 
-    def _check(self, n: int, c: int) -> None:
-        if self.kind in ("group", "channel_group") and c % self.size:
-            raise InputError(f"{self.kind} size {self.size} does not divide {c} channels")
-        if self.kind == "ghost" and n % self.size:
-            raise InputError(f"ghost size {self.size} does not divide a batch of {n}")
+    def _layout(self, shape: Sequence[int]) -> _Layout:
+        self._check(shape)
+        n, c, *space = shape if len(shape) > 2 else (*shape, 1)
+        k, spatial = self.size, list(range(2, len(space) + 2))
+        if self.kind in ("batch", "channel_group"):
+            return _Layout([n, c, *space], [0, *spatial], k if self.kind == "channel_group" else c)
+        if self.kind == "instance":
+            return _Layout([n, c, *space], spatial, c)
+        if self.kind == "position":
+            return _Layout([n, c, *space], [1], 1)
+        behind = [axis + 1 for axis in spatial]
+        if self.kind == "ghost":
+            return _Layout([k, n // k, c, *space], [1, *behind], c)
+        return _Layout([n, k, c // k, *space], [2, *behind], 1)
+
+    def _check(self, shape: Sequence[int]) -> None:
+        if len(shape) < 2 or 0 in shape:
+            raise InputError(f"shape {tuple(shape)}: needs (N, C, ...) without an empty axis")
+        if self.kind in ("group", "channel_group") and shape[1] % self.size:
+            raise InputError(f"{self.kind} size {self.size} does not divide {shape[1]} channels")
+        if self.kind == "ghost" and shape[0] % self.size:
+            raise InputError(f"ghost size {self.size} does not divide a batch of {shape[0]}")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """An activation's view shape, the axes its statistics run over, and the D of its groups."""
+
+    sizes: list[int]
+    reduced: list[int]
+    width: int
+
+    @property
+    def order(self) -> list[int]:
+        """The axes of the view, those of the rows first."""
+        kept = [axis for axis in range(len(self.sizes)) if axis not in self.reduced]
+        return kept + self.reduced
+
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        """(G, D, M)."""
+        samples = math.prod([self.sizes[axis] for axis in self.reduced])
+        rows = math.prod([self.sizes[axis] for axis in self.order]) // samples
+        return rows // self.width, self.width, samples
 
 
 BATCH = Partition("batch")

@@ -6,30 +6,46 @@ differs: a parameter, a condition, another image's moments.
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ..errors import InputError
 from .moments import Moments
-from .operations import restore, standardize
+from .operations import transport
 from .partition import INSTANCE
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Return weight·x + bias per channel.
+    """Return weight·x + bias per channel, in the dtype of x.
 
     Args:
         x: (N, C, *S).
         weight, bias: (C,), or (N, C) for a recovery of its own in each sample, or None.
+
+    Raises:
+        InputError: weight or bias do not fit x.
     """
-    if weight is not None:
-        x = x * _channelwise(weight, x.dim())
-    return x if bias is None else x + _channelwise(bias, x.dim())
+    scale = None if weight is None else _channelwise(weight, x)
+    shift = None if bias is None else _channelwise(bias, x)
+    if scale is None:
+        return x if shift is None else (x + shift).to(x.dtype)
+    if shift is None:
+        return (x * scale).to(x.dtype)
+    common = torch.promote_types(x.dtype, scale.dtype)
+    return torch.addcmul(shift.to(common), x.to(common), scale.to(common)).to(x.dtype)
 
 
-def adain(content: Tensor, style: Moments, eps: float = 1e-5, own: Moments | None = None) -> Tensor:
+def adain(
+    content: Tensor,
+    style: Moments,
+    eps: float = 1e-5,
+    own: Moments | None = None,
+    alpha: float = 1.0,
+) -> Tensor:
     """Replace the per-channel mean and variance of each content feature map.
 
     Huang & Belongie 2017, eq. 8. Differs from the paper's code: biased variance on both sides, so
-    that a feature stylized with its own moments is unchanged.
+    that a feature stylized with its own moments is unchanged. One multiply-add over the content.
 
     Args:
         content: (N, C, H, W) features.
@@ -37,11 +53,45 @@ def adain(content: Tensor, style: Moments, eps: float = 1e-5, own: Moments | Non
         eps: added to both variances.
         own: the content's instance moments where they are known (from a whole picture of which
             `content` is a tile); measured otherwise.
+        alpha: strength: 0 gives the content, 1 the style's moments.
+
+    Raises:
+        InputError: moments of another number of channels or images.
     """
     own = Moments.of(content, INSTANCE) if own is None else own
-    return restore(standardize(content, own, eps), style, eps)
+    return transport(content, own, style, "diagonal", eps, alpha)
 
 
-def _channelwise(values: Tensor, dim: int) -> Tensor:
-    values = values.unsqueeze(0) if values.dim() == 1 else values
-    return values.view(*values.shape, *[1] * (dim - 2))
+class AdaIN(nn.Module):
+    """`adain` as a layer without parameters, to stand where a norm layer stood.
+
+    Args:
+        num_features: channels C of content and style.
+        eps: added to both variances.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+
+    def forward(self, content: Tensor, style: Moments, alpha: float = 1.0) -> Tensor:
+        """Give content: (N, C, H, W) the moments of one style or of N.
+
+        Raises:
+            InputError: another number of channels than `num_features`, or of images.
+        """
+        if content.shape[1] != self.num_features:
+            raise InputError(f"{content.shape[1]} channels: AdaIN has {self.num_features}")
+        return adain(content, style, self.eps, alpha=alpha)
+
+    def extra_repr(self) -> str:
+        """Return what `print(layer)` shows in the brackets."""
+        return f"{self.num_features}, eps={self.eps}"
+
+
+def _channelwise(values: Tensor, x: Tensor) -> Tensor:
+    n, c = x.shape[:2]
+    if values.shape not in ((c,), (1, c), (n, c)):
+        raise InputError(f"recovery of {tuple(values.shape)}: must be ({c},) or ({n}, {c})")
+    return values.reshape(-1, c, *[1] * (x.dim() - 2))
