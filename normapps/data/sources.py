@@ -47,7 +47,9 @@ class PictureSource:
         if hold_out:
             members = [m for i, m in enumerate(members) if (i % hold_out == hold_out - 1) == held]
         if not members:
-            raise InputError(f"{', '.join(places)}: no picture is left with 1 of {hold_out} held out")
+            raise InputError(
+                f"{', '.join(places)}: no picture is left with 1 of {hold_out} held out"
+            )
         self._members = members
 
     def __len__(self) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,6 +44,12 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def place(model: Network, device: torch.device, dtype: torch.dtype = torch.float32) -> Network:
+    """Move a convolutional network to a device and precision, weights channels_last."""
+    model.to(device, dtype)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @contextlib.contextmanager

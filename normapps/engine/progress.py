@@ -71,3 +71,55 @@ class TrainingProgress:
             pace = (now - self._start) / max(1, step - self._first)
             left = pace * (self._total - step) / 60
             print(f"{step}/{self._total}  {left:.0f} min left  {text}", file=sys.stderr, flush=True)
+
+
+class BatchProgress:
+    """Items done, the one at work and the time left, on stderr.
+
+    Args:
+        total: items of the job.
+        enabled: False shows nothing, but for what is printed.
+    """
+
+    def __init__(self, total: int, enabled: bool = True) -> None:
+        console = Console(stderr=True)
+        self._total, self._done, self._enabled = total, 0, enabled
+        self._live = enabled and console.is_terminal
+        self._start = self._line = time.monotonic()
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> BatchProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def print(self, line: str) -> None:
+        """Print a line to stderr, above the bar."""
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def advance(self, name: str) -> None:
+        """Show that one more item is done, and which."""
+        self._done += 1
+        self._bar.update(self._task, completed=self._done, description=name)
+        now = time.monotonic()
+        if self._enabled and not self._live and now - self._line > _LINE_EVERY:
+            self._line = now
+            left = (now - self._start) / self._done * (self._total - self._done) / 60
+            self.print(f"{self._done}/{self._total}  {left:.0f} min left  {name}")

@@ -72,13 +72,20 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` named; parameter groups keep the present options."""
+    """Load what `optimizer_tensors` named; parameter groups keep the present options.
+
+    Fused optimizers walk through memory, so a moment gets its parameter's strides again.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in unflatten("optimizer", tensors).items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+        like = parameters[int(index)]
+        fits = tensor.shape == like.shape
+        kept = torch.empty_like(like).copy_(tensor) if fits else tensor
+        state.setdefault(int(index), {})[key] = kept
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class Metrics:
@@ -121,7 +128,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..norm import INSTANCE, Moments, adain
 
-Style = tuple[Moments, Moments]
+Levels = tuple[Moments, Moments]
 """Instance moments at ¼ and ⅛ resolution."""
 
+STRIDES = (4, 8)
 STRIDE = 8
 """Sizes given to `AdainTiny.encode` must be multiples of it."""
 
@@ -62,12 +63,12 @@ class AdainTiny(nn.Module):
         Args:
             image: (N, 3, H, W) float in [0, 1], sRGB; H and W multiples of 8, at least 16.
         """
-        x = F.relu(self.stem(F.pixel_unshuffle(image * 2 - 1, 4)))
+        x = F.relu_(self.stem(F.pixel_unshuffle(image * 2 - 1, 4)))
         fine = self.fine(x)
-        return fine, self.coarse(F.relu(self.down(F.relu(fine))))
+        return fine, self.coarse(F.relu_(self.down(F.relu(fine))))
 
     def decode(
-        self, features: tuple[Tensor, Tensor], style: Style, own: Style | None = None
+        self, features: tuple[Tensor, Tensor], style: Levels, own: Levels | None = None
     ) -> Tensor:
         """Render features with another style's moments.
 
@@ -87,8 +88,8 @@ class AdainTiny(nn.Module):
         x = F.interpolate(self.up(F.relu(x)), scale_factor=2, mode="bilinear")
         x = x + adain(features[0], style[0], own=fine_own)
         x = self.fine_decoder[0](x, films[2])
-        x = F.pixel_shuffle(F.relu(_modulate(self.shuffle_half(F.relu(x)), films[3])), 2)
-        x = F.pixel_shuffle(F.relu(self.shuffle_full(x)), 2)
+        x = F.pixel_shuffle(F.relu_(_modulate(self.shuffle_half(F.relu(x)), films[3])), 2)
+        x = F.pixel_shuffle(F.relu_(self.shuffle_full(x)), 2)
         out: Tensor = self.image(x)
         return out
 
@@ -108,7 +109,7 @@ class AdainTiny(nn.Module):
         return stylized, self.decode(first, moments(first))
 
 
-def moments(features: Sequence[Tensor], weights: Sequence[Tensor | None] = (None, None)) -> Style:
+def moments(features: Sequence[Tensor], weights: Sequence[Tensor | None] = (None, None)) -> Levels:
     """Measure the instance moments of the features of both levels."""
     fine, coarse = (
         Moments.of(x, INSTANCE, weight=w) for x, w in zip(features, weights, strict=True)
@@ -126,7 +127,7 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor, film: tuple[Tensor, Tensor] | None = None) -> Tensor:
         inner = _modulate(self.first(F.relu(x)), film)
-        out: Tensor = x + self.second(F.relu(inner))
+        out: Tensor = x + self.second(F.relu_(inner))
         return out
 
 
@@ -141,7 +142,7 @@ class _Modulation(nn.Module):
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
 
-    def forward(self, style: Style) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, style: Levels) -> list[tuple[Tensor, Tensor]]:
         numbers = torch.cat([x for part in style for x in (part.mean, part.std(1e-5))], 1)
         films = self.heads(F.relu(self.body(numbers.to(self.body.weight.dtype))))
         scales_and_shifts = (film.chunk(2, 1) for film in films.split(self.outputs, 1))

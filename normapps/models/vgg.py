@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,10 @@ class Vgg19(nn.Module):
     """
 
     def __init__(
-        self, last: str = "relu4_1", padding_mode: str = "zeros", ceil_mode: bool = False
+        self,
+        last: str = "relu4_1",
+        padding_mode: Literal["zeros", "reflect"] = "zeros",
+        ceil_mode: bool = False,
     ) -> None:
         super().__init__()
         self.ceil_mode = ceil_mode
@@ -164,6 +168,6 @@ def _from_convs(
         if not isinstance(layer, nn.Conv2d) or layer.weight.shape != weight.shape:
             raise InputError(f"VGG-19 weights: a layer of shape {tuple(weight.shape)} does not fit")
         layer.weight.copy_(weight)
-        assert layer.bias is not None
-        layer.bias.copy_(bias)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
     return network

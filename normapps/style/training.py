@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.sources import PictureSource
-from ..engine.device import resolve_device
+from ..engine.device import place, resolve_device
 from ..engine.distributed import World, world
 from ..engine.progress import TrainingProgress
 from ..engine.run import (
@@ -33,15 +33,18 @@ from ..engine.run import (
     unflatten,
     update_average,
 )
+from ..errors import InputError
 from ..files import atomic_path, write_text
 from ..models.adain_tiny import AdainTiny
 from ..models.folder import save_model
 from ..models.vgg import Vgg19, load_vgg19
-from ..options import to_json
+from ..options import flag, from_json, to_json
 from .losses import LAYERS, content_distance, gram_distance, lattice, style_distance
 from .options import TrainOptions
 
 _CHECKPOINT = "checkpoint/latest.safetensors"
+_FIXED = ("width", "deep", "hidden", "seed", "hold_out", "crop", "double", "batch_size")
+"""Options that a resumed run keeps; the others may change."""
 _SPREAD = 1.6
 """Crops show between the whole shorter side and 1/1.6 of it."""
 
@@ -147,6 +150,19 @@ def losses(
     return terms
 
 
+def check_resumable(options: TrainOptions, folder: Path) -> None:
+    """Refuse to continue a run with options that would make it another run.
+
+    Raises:
+        InputError: naming the first flag that differs from the run's own.
+    """
+    before = from_json(TrainOptions, folder / "options.json")
+    for name in _FIXED:
+        old, new = getattr(before, name), getattr(options, name)
+        if old != new:
+            raise InputError(f"{folder}: was started with {flag(name)} {old}, not {new}")
+
+
 class _Trainer:
     """Model, average, optimizer and step of one run."""
 
@@ -156,14 +172,15 @@ class _Trainer:
         self.options, self.folder, self.device, self.here = options, folder, device, here
         torch.manual_seed(options.seed)
         model = AdainTiny(options.width, options.deep, options.hidden)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = place(model, device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr, fused=True)
         self.precision = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
         vgg = load_vgg19(options.vgg, LAYERS[-1])
-        self.vgg = vgg.to(device, self.precision, memory_format=torch.channels_last)
+        self.vgg = place(vgg, device, self.precision)
         self.step = 0
         if has_checkpoint(folder / _CHECKPOINT):
+            check_resumable(options, folder)
             self._resume()
 
     def run(self) -> None:
@@ -195,7 +212,7 @@ class _Trainer:
             output, identity = network(batch.content, batch.style)
         terms = losses(output.float(), identity.float(), batch, self.vgg, self.options)
         self.optimizer.zero_grad(set_to_none=True)
-        terms["total"].backward()  # type: ignore[no-untyped-call]
+        terms["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()
         update_average(self.average, self.model, self.options.ema, self.step)
@@ -208,7 +225,8 @@ class _Trainer:
         if self.here.size == 1:
             return self.model
         ids = [self.here.local_rank] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        network: nn.Module = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        return network
 
     def _keep(self) -> None:
         if self.step % self.options.save_every == 0:
@@ -286,7 +304,8 @@ def _fixed_pictures(options: TrainOptions, device: torch.device) -> Batch:
 
 def _features(vgg: Vgg19, image: Tensor) -> list[Tensor]:
     dtype = vgg.input.weight.dtype
-    return vgg(image.to(dtype, memory_format=torch.channels_last), LAYERS)
+    features: list[Tensor] = vgg(image.to(dtype, memory_format=torch.channels_last), LAYERS)
+    return features
 
 
 def _shrink(image: Tensor, scale: int) -> Tensor:

@@ -1,0 +1,151 @@
+"""Rendering one picture of any size with a network and a style.
+
+Two passes: the content's moments over all tiles, merged (Chan), then the tiles drawn with the
+moments of the whole, so that tiled and untiled are the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.adain_tiny import RECEPTIVE_FIELD, STRIDE, STRIDES, AdainTiny, Levels, moments
+from ..norm import Moments, mix
+from .tiles import Tile, coverage, pad_to_stride, tiles
+
+Result = TypeVar("Result")
+
+_LEAST = 2 * STRIDE
+_WHOLE = 2_000_000
+"""Pixels up to which a picture is rendered in one piece."""
+_SIDE, _LEAST_SIDE = 1024, 128
+_KEPT = 32_000_000
+"""Pixels up to which all features stay in memory between the passes; beyond, computed twice."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A network on a device.
+
+    Attributes:
+        network: in evaluation mode, on `device`.
+        device, dtype: of the convolutions; moments are float32 at least.
+        side: of the tiles in pixels, a multiple of 8; None tiles large pictures only.
+    """
+
+    network: AdainTiny
+    device: torch.device
+    dtype: torch.dtype
+    side: int | None = None
+
+    def measure(self, image: Tensor) -> Levels:
+        """Return the moments of a picture's features at both levels.
+
+        Args:
+            image: (1, 3, H, W) uint8, or float in [0, 1].
+        """
+        side = self._tile_side(image)
+        return _smaller(side, lambda side: self._measure(image, side, {}))
+
+    def render(self, image: Tensor, style: Levels, alpha: float = 1.0) -> Tensor:
+        """Draw a picture with a style's moments.
+
+        Args:
+            image: (1, 3, H, W) uint8, or float in [0, 1]; may lie on another device.
+            style: moments at both levels, G=1.
+            alpha: share of the style's moments; the rest are the content's.
+
+        Returns:
+            (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
+
+        Raises:
+            InputError: the device has too little memory even for small tiles.
+        """
+        side = self._tile_side(image)
+        return _smaller(side, lambda side: self._render(image, style, alpha, side))
+
+    def _tile_side(self, image: Tensor) -> int:
+        if self.side is not None:
+            return self.side
+        return _SIDE if image.shape[2] * image.shape[3] > _WHOLE else 0
+
+    def _render(self, image: Tensor, style: Levels, alpha: float, side: int) -> Tensor:
+        height, width = image.shape[2:]
+        padded = pad_to_stride(image, STRIDE, _LEAST)
+        kept: dict[Tile, tuple[Tensor, Tensor]] = {}
+        own = self._measure(image, side, kept)
+        wanted = _mixed(own, _both([level.to(self.device) for level in style]), alpha)
+        out = torch.empty_like(padded, memory_format=torch.contiguous_format)
+        for tile in _cover(padded, side):
+            features = kept.pop(tile) if tile in kept else self._encode(tile.cut(padded))
+            drawn = tile.crop(self.network.decode(features, wanted, own))
+            top, bottom, left, right = tile.inner
+            out[..., top:bottom, left:right] = as_dtype(drawn.float().clamp(0, 1), image.dtype)
+        return out[..., :height, :width]
+
+    def _measure(self, image: Tensor, side: int, kept: dict[Tile, tuple[Tensor, Tensor]]) -> Levels:
+        """Merge the moments of all tiles over the true region; features that fit go to `kept`."""
+        padded = pad_to_stride(image, STRIDE, _LEAST)
+        fits = image.shape[2] * image.shape[3] <= _KEPT
+        parts = []
+        for tile in _cover(padded, side):
+            features = self._encode(tile.cut(padded))
+            inner = [tile.crop(x, stride) for x, stride in zip(features, STRIDES, strict=True)]
+            parts.append(moments(inner, self._coverage(tile, image, padded)))
+            if fits:
+                kept[tile] = features
+        return _both([parts[0][i].merge(*(part[i] for part in parts[1:])) for i in (0, 1)])
+
+    def _coverage(self, tile: Tile, image: Tensor, padded: Tensor) -> tuple[Tensor | None, ...]:
+        if image.shape == padded.shape:
+            return None, None
+        true = (image.shape[2], image.shape[3])
+        return tuple(coverage(true, tile.inner, stride).to(self.device) for stride in STRIDES)
+
+    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = as_dtype(image.to(self.device), self.dtype)
+        return self.network.encode(x.to(memory_format=torch.channels_last))
+
+
+def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert between uint8 0…255 and floating [0, 1]; values are rounded, not cut."""
+    if image.dtype == dtype:
+        return image
+    if dtype == torch.uint8:
+        return (image * 255).round_().to(dtype)
+    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
+
+
+def _cover(padded: Tensor, side: int) -> Iterator[Tile]:
+    height, width = padded.shape[2:]
+    return tiles(height, width, side or max(height, width), RECEPTIVE_FIELD)
+
+
+def _smaller(side: int, work: Callable[[int], Result]) -> Result:
+    """Do the work with ever smaller tiles until it fits into the device's memory."""
+    while True:
+        try:
+            with torch.inference_mode():
+                return work(side)
+        except torch.OutOfMemoryError as error:
+            side = side // 2 if side else _SIDE
+            if side < _LEAST_SIDE:
+                raise InputError("out of memory on the device; use --device cpu") from error
+        torch.cuda.empty_cache()
+
+
+def _mixed(own: Levels, style: Levels, alpha: float) -> Levels:
+    if alpha == 1:
+        return style
+    pairs = zip(own, style, strict=True)
+    return _both([mix(pair, (1 - alpha, alpha), "std") for pair in pairs])
+
+
+def _both(levels: list[Moments]) -> Levels:
+    fine, coarse = levels
+    return fine, coarse

@@ -1,0 +1,67 @@
+"""Contact sheets: photos in many styles on one labelled page, to choose from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..data.images import Picture
+from ..errors import InputError
+from .quality import fit
+from .styles import Style
+from .stylizer import Stylizer
+
+_GAP, _LABEL = 8, 20
+
+
+def contact_sheet(
+    stylizer: Stylizer,
+    contents: Sequence[Picture],
+    styles: Sequence[Style],
+    *,
+    tile: int = 256,
+    columns: int = 0,
+    alpha: float = 1.0,
+) -> Picture:
+    """Draw every content, and every content in every style, each under its name.
+
+    Args:
+        stylizer: draws them, at the size they have on the sheet.
+        contents, styles: at least one of each.
+        tile: long side of a picture in pixels.
+        columns: pictures a row; 0 gives each content a row of its own, or, for a single content,
+            about a square.
+        alpha: strength of the styles.
+
+    Raises:
+        InputError: nothing to draw.
+    """
+    if not contents or not styles:
+        raise InputError("a sheet needs at least one photo and one style")
+    cells: list[tuple[str, np.ndarray]] = []
+    for content in contents:
+        small = dataclasses.replace(content, pixels=fit(content.pixels, tile), alpha=None)
+        cells.append(("original", small.pixels))
+        cells += [(s.name, stylizer(small, s, alpha=alpha).pixels) for s in styles]
+    return Picture(_page(cells, columns or _columns(len(contents), len(styles) + 1)))
+
+
+def _columns(contents: int, a_row: int) -> int:
+    return a_row if contents > 1 else max(2, round(math.sqrt(a_row * 1.2)))
+
+
+def _page(cells: Sequence[tuple[str, np.ndarray]], columns: int) -> np.ndarray:
+    height = max(pixels.shape[0] for _, pixels in cells) + _LABEL + _GAP
+    width = max(pixels.shape[1] for _, pixels in cells) + _GAP
+    rows = math.ceil(len(cells) / columns)
+    page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    for i, (label, pixels) in enumerate(cells):
+        left, top = _GAP + i % columns * width, _GAP + i // columns * height
+        draw.text((left + 2, top), label, fill="black", font=font)
+        page.paste(Image.fromarray(pixels), (left, top + _LABEL))
+    return np.array(page)

@@ -1,0 +1,155 @@
+"""Training: what it learns from, that it learns, that it resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from normapps.engine.run import load_checkpoint
+from normapps.errors import InputError
+from normapps.models.folder import load_model
+from normapps.style.options import TrainOptions
+from normapps.style.training import batches, learning_rate, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A folder of four photographs and one of four paintings, all noise of two kinds."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for kind, low in (("contents", 0), ("styles", 120)):
+        (root / kind).mkdir()
+        for i in range(4):
+            noise = rng.integers(low, 256, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((96, 72)).save(root / kind / f"{i}.png")
+    return str(root / "contents"), str(root / "styles")
+
+
+@pytest.fixture
+def options(places: tuple[str, str]) -> TrainOptions:
+    return TrainOptions(
+        contents=(places[0],), styles=(places[1],), hold_out=0, steps=4, batch_size=2, crop=32,
+        width=8, deep=8, hidden=4, warmup=0, device="cpu", precision="float32", save_every=2,
+        sample_every=3,
+    )  # fmt: skip
+
+
+def test_a_run_leaves_options_metrics_samples_and_a_model(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    folder = train(options, tmp_path)
+    assert json.loads((tmp_path / "options.json").read_text())["crop"] == 32
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {"content", "style", "gram", "identity", "lattice", "total"} <= set(lines[0])
+    with Image.open(tmp_path / "samples" / "000003.png") as grid:
+        assert grid.size == (5 * 256, 5 * 256)
+    average, _ = load_checkpoint(tmp_path / "checkpoint" / "latest.safetensors")
+    for name, value in load_model(folder).state_dict().items():
+        assert torch.equal(value, average[f"average.{name}"])
+
+
+def test_training_lowers_the_loss(options: TrainOptions, tmp_path: Path) -> None:
+    train(replace(options, steps=30, decay=0.0, sample_every=1000), tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    totals = [json.loads(line)["total"] for line in lines]
+    assert np.mean(totals[-5:]) < 0.5 * np.mean(totals[:5])
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(options: TrainOptions, tmp_path: Path) -> None:
+    train(options, tmp_path / "whole")
+    train(replace(options, stop_after=1), tmp_path / "parts")
+    train(replace(options, stop_after=2), tmp_path / "parts")
+    train(options, tmp_path / "parts")
+    whole, parts = (
+        load_checkpoint(tmp_path / name / "checkpoint" / "latest.safetensors")
+        for name in ("whole", "parts")
+    )
+    assert whole[1] == parts[1]
+    assert whole[0].keys() == parts[0].keys()
+    assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert lines[0] == lines[1]
+
+
+def test_a_run_is_not_continued_as_another(options: TrainOptions, tmp_path: Path) -> None:
+    train(replace(options, stop_after=1), tmp_path)
+    with pytest.raises(InputError, match="--width 8, not 16"):
+        train(replace(options, width=16), tmp_path)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_previous(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    train(options, tmp_path)
+    latest = tmp_path / "checkpoint" / "latest.safetensors"
+    latest.write_bytes(latest.read_bytes()[:100])
+    train(replace(options, steps=5), tmp_path)
+    assert load_checkpoint(latest)[1] == {"step": 5}
+
+
+def test_a_step_draws_the_same_pictures_whenever_it_comes(options: TrainOptions) -> None:
+    all_steps = dict(batches(options, 0, 0, CPU))
+    again = dict(batches(options, 2, 0, CPU))
+    other = dict(batches(options, 2, 1, CPU))
+    assert sorted(again) == [2, 3]
+    assert torch.equal(all_steps[3].content, again[3].content)
+    assert torch.equal(all_steps[3].style, again[3].style)
+    assert not torch.equal(all_steps[3].content, other[3].content)
+    assert all_steps[3].scale == other[3].scale  # processes must agree on the size
+
+
+def test_batches_are_crops_in_range(options: TrainOptions) -> None:
+    for _, batch in batches(replace(options, double=1.0), 0, 0, CPU):
+        assert batch.content.shape == batch.style.shape == (2, 3, 64, 64)
+        assert batch.scale == 2
+        assert 0 <= batch.content.min() < batch.content.max() <= 1
+
+
+def test_learning_rate_warms_up_stays_and_falls(options: TrainOptions) -> None:
+    chosen = replace(options, steps=100, warmup=10, decay=0.5, lr=1.0)
+    rates = [learning_rate(step, chosen) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:51] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[99] < 0.01
+
+
+def test_sources_must_be_given_and_fit(places: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match="--contents and --styles"):
+        TrainOptions(contents=(places[0],))
+    with pytest.raises(InputError, match="--crop 33"):
+        TrainOptions(contents=(places[0],), styles=(places[1],), crop=33)
+
+
+def test_two_processes_average_their_gradients(options: TrainOptions, tmp_path: Path) -> None:
+    """torchrun with gloo: one model, of both processes' pairs, and files of the first only."""
+    script = tmp_path / "script.py"
+    chosen = replace(options, steps=2)
+    script.write_text(
+        "from pathlib import Path\n"
+        "from normapps.style.options import TrainOptions\n"
+        "from normapps.style.training import train\n"
+        f"train({chosen!r}, Path({str(tmp_path / 'run')!r}))\n"
+    )
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    alone = train(chosen, tmp_path / "alone")
+    both = load_model(tmp_path / "run" / "model").state_dict()
+    pairs = zip(load_model(alone).state_dict().values(), both.values(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
