@@ -58,13 +58,16 @@ def _parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
 
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> Any:
-    name = flag(field.name)
+    name, short = flag(field.name), field.metadata.get("short")
     if hint is bool:
         name = f"{name}/--no-{name[2:]}"
-    short = field.metadata.get("short")
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    repeatable = get_origin(hint) is tuple
     return typer.Option(
-        default, *([name, short] if short else [name]), help=_help(field), show_default=True
+        list(field.default) if isinstance(field.default, tuple) else field.default,
+        *([name, short] if short else [name]),
+        help=_help(field),
+        metavar=f"<{get_args(hint)[0].__name__}>" if repeatable else None,
+        show_default=field.default is not False,
     )
 
 

@@ -85,8 +85,9 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         _exit_code(monkeypatch, ZeroDivisionError())
 
 
-def test_a_reader_that_has_gone_causes_no_message() -> None:
-    process = subprocess.Popen([*RUN, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("arguments", [["--help"], ["models", "list", "--json"]])
+def test_a_reader_that_has_gone_causes_no_message(arguments: list[str]) -> None:
+    process = subprocess.Popen([*RUN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
     _, written = process.communicate()

@@ -106,11 +106,13 @@ def test_help_shows_names_defaults_choices_and_ranges() -> None:
         "warm|cold",
         "strength (0 to 1) [default: 1.0]",
         "how many [default: 10]",
+        "--styles <str>",
         "paintings; repeatable",
         "[default: 0.5, 0.25]",
         "Paint a picture.",
     ):
         assert text in shown, shown
+    assert "default: no-overwrite" not in shown
     assert "options" not in shown.replace("[OPTIONS]", "").replace("Options:", "")
 
 
