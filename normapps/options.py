@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, unknown
 
 Options = TypeVar("Options")
 
@@ -28,7 +28,8 @@ def option(
     """Declare one option: a dataclass field with what the command line needs to know.
 
     Args:
-        default: the value when the flag is not given; a list makes the flag repeatable.
+        default: the value when the flag is not given; a tuple makes the flag repeatable, and
+            choices and range then hold for each of its values.
         help: one line for `--help`.
         choices: the allowed values of a string option.
         short: a one-letter flag such as `-o`.
@@ -51,10 +52,10 @@ def validate(options: Any) -> None:
     """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value is None:
-            continue
-        _check_choice(field, value)
-        _check_range(field, value)
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None:
+                _check_choice(field, each)
+                _check_range(field, each)
 
 
 def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
@@ -65,8 +66,12 @@ def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
 
 def _check_range(field: dataclasses.Field[Any], value: Any) -> None:
     low, high = field.metadata.get("low"), field.metadata.get("high")
-    too_low = low is not None and value < low
-    if not (too_low or (high is not None and value > high)):
+    if low is None and high is None:
+        return
+    if not isinstance(value, (int, float)):
+        raise InputError(f"{flag(field.name)} {value!r}: must be a number")
+    # so written that nan is refused, too
+    if (low is None or value >= low) and (high is None or value <= high):
         return
     want = f"at least {low}" if high is None else f"at most {high}"
     if low is not None and high is not None:
@@ -80,16 +85,31 @@ def to_json(options: Any) -> str:
 
 
 def from_json(kind: type[Options], path: Path) -> Options:
-    """Read options of the class `kind` that `to_json` wrote.
+    """Read options of the class `kind` that `to_json` wrote; what a file lacks has its default.
 
     Raises:
-        InputError: the file is missing, is not JSON, or holds fields that `kind` does not know.
+        InputError: naming the file: it is missing, is not a JSON object, or holds a field that
+            `kind` does not know or a value that it refuses.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as options ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: cannot be read as options (no JSON object)")
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except TypeError as error:
+        hints = get_type_hints(kind)
+        for name in values.keys() - hints.keys():
+            raise unknown("option", name, hints)
+        return kind(**{name: _revived(value, hints[name]) for name, value in values.items()})
+    except (InputError, TypeError) as error:
         raise InputError(f"{path}: does not fit {kind.__name__} ({error})") from error
+
+
+def _revived(value: Any, hint: Any) -> Any:
+    """Turn what JSON makes of a tuple or a path back into one."""
+    inner = get_args(hint)
+    if isinstance(value, list):
+        return tuple(_revived(each, inner[0] if inner else Any) for each in value)
+    is_path = isinstance(value, str) and (hint is Path or (Path in inner and str not in inner))
+    return Path(value) if is_path else value
