@@ -22,9 +22,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Make the error for an unknown name, with the nearest known one.
 
     Returns the exception (to be raised by the caller): `unknown norm 'bacth'; did you mean
-    'batch'?`, or the list of known names where none is near.
+    'batch'?`, or the known names, twelve at most, where none is near.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+    more = f", … ({len(names)} in all)" if len(names) > 12 else ""
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names[:12])}{more}"
     return InputError(f"unknown {kind} '{name}'; {hint}")

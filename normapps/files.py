@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,62 +16,76 @@ from .errors import InputError
 def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` that becomes `path` when the block succeeds.
 
-    Parents are made; on an error the temporary file is removed and `path` is as it was.
+    The temporary file has `path`'s suffix. Parents are made; a symbolic link is followed; a file
+    that is replaced keeps its permissions, a new one gets those of the umask. On any error,
+    interrupt included, the temporary file is removed and `path` is as it was.
 
     Raises:
-        InputError: `path` exists and `overwrite` is False, or it is a folder, or its parent
-            cannot be written.
+        InputError: `path` exists and `overwrite` is False (also when it comes to exist during the
+            block), or it is a folder or device, or its folder cannot be made or written.
     """
-    target = Path(path)
-    _check_target(target, overwrite)
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix
-    )
-    os.close(handle)
-    temporary = Path(name)
+    # beside the file a link points to: a rename would put the file in the link's place
+    target = Path(os.path.realpath(path))
+    _check_target(path, target, overwrite)
+    # only the start of the name: the longest one allowed has no room for the rest
+    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+        mode = (target if target.exists() else temporary).stat().st_mode & 0o777
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     try:
         yield temporary
-        _publish(temporary, target, overwrite)
+        temporary.chmod(mode)  # again: the block may have put a file of its own there
+        if overwrite:
+            temporary.replace(target)
+        else:
+            _publish_new(path, temporary, target)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _check_target(path: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
     if target.is_dir():
-        raise InputError(f"{target}: is a folder, not a file to write")
+        raise InputError(f"{path}: is a folder, not a file to write")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: is a device or pipe; give a file to write")
     if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists already; --overwrite replaces it")
+        raise _exists(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent}: cannot be made ({error.strerror})") from error
-    if not os.access(target.parent, os.W_OK):
-        raise InputError(f"{target.parent}: is not writable")
 
 
-def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
-    if overwrite:
-        temporary.replace(target)
-        return
+def _publish_new(path: str | os.PathLike[str], temporary: Path, target: Path) -> None:
+    """Give the temporary file its name unless another process was quicker."""
     try:
         os.link(temporary, target)
     except FileExistsError as error:
-        raise InputError(f"{target}: exists already; --overwrite replaces it") from error
-    except OSError:  # a file system without hard links
+        raise _exists(path) from error
+    except OSError as error:  # a file system without hard links
+        if target.exists():
+            raise _exists(path) from error
         temporary.replace(target)
 
 
+def _exists(path: str | os.PathLike[str]) -> InputError:
+    return InputError(f"{path}: exists already; --overwrite replaces it")
+
+
 def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = True) -> None:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file as `atomic_path` does; line ends stay as they are in `text`."""
     with atomic_path(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Return the file's SHA-256 as 64 hexadecimal digits."""
+    """Return the file's SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
