@@ -87,7 +87,7 @@ def test_the_untouched_photo_keeps_its_content_and_the_style_has_its_own(
     assert replaced.rel_content > 0.01
 
 
-def test_large_pictures_are_judged_reduced_but_for_the_lattice(
+def test_vgg_judges_large_pictures_reduced_but_ssim_and_lattice_do_not(
     random_vgg: Vgg19, astronaut: np.ndarray, rocket: np.ndarray
 ) -> None:
     photo, painting = astronaut[100:148], rocket[200:240]
@@ -96,7 +96,9 @@ def test_large_pictures_are_judged_reduced_but_for_the_lattice(
     native = score(grid, photo, painting, random_vgg)
     small = [resize(x, JUDGED, 24) for x in (grid, photo)]
     reduced = score(*small, resize(painting, JUDGED, 16), random_vgg)
-    assert dataclasses.replace(native, lattice=0) == dataclasses.replace(reduced, lattice=0)
+    own = {"lattice": 0, "ssim": 0}
+    assert dataclasses.replace(native, **own) == dataclasses.replace(reduced, **own)
+    assert native.ssim == ssim(grid, photo) != reduced.ssim
     clean = score(photo, photo, painting, random_vgg)
     assert native.lattice > 0.3 > 3 * clean.lattice
 
