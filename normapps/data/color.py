@@ -227,17 +227,24 @@ def _by_profile(colour: Image.Image, profile: bytes) -> np.ndarray:
     transform = _transform(source, mode)
     if mode == "RGB" and _is_identity(transform):
         return np.array(colour)
+    if mode == "L":
+        levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+        table: np.ndarray = np.asarray(transform.apply(levels))[0]
+        return np.take(table, np.asarray(colour), axis=0)
     return np.array(transform.apply(colour))
 
 
 def _transform(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    if mode == "L":  # littleCMS's shortcut for grey is 10 levels off in the shadows
+        flags |= ImageCms.Flags.NOOPTIMIZE
     return ImageCms.buildTransform(
         source,
         ImageCms.ImageCmsProfile(BytesIO(srgb_profile())),
         mode,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        flags,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import GifImagePlugin, Image, ImageFile
 
 from normapps.data.images import (
     SUFFIXES,
@@ -165,6 +165,15 @@ def test_an_animation_whose_later_frames_are_cut_gives_its_first(tmp_path: Path)
     expected = np.asarray(frames[0].convert("RGB"))
     np.testing.assert_array_equal(picture.pixels, expected)
     assert picture.notes[0].startswith("first of")
+
+
+def test_frames_that_cannot_be_counted_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise EOFError("no more images in GIF file")
+
+    file = _bytes(Image.fromarray(_random(4, 4)), "GIF")
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "n_frames", property(fail))
+    assert read_image(file).notes == ("first of several frames",)
 
 
 def test_an_open_pillow_image_is_converted_and_left_alone() -> None:

@@ -259,3 +259,8 @@ def test_no_two_results_share_a_file_and_a_rerun_gives_the_same(
     assert len({path.casefold() for path in planned}) == len(paths) * len(styles)
     assert planned == _planned(inputs, styles, "out/")
     assert all(Path(path).is_relative_to("out") for path in planned)
+
+
+def test_standard_input_and_a_file_called_stdin_do_not_clash() -> None:
+    inputs = [_file("in/stdin.png"), Input(None, Path("stdin"))]
+    assert _planned(inputs, ["ink"], "out") == ["out/stdin.png", "out/stdin-2.png"]
