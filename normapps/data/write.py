@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -131,20 +131,25 @@ def _check(picture: Picture, kind: str, quality: int, name: str) -> None:
 
 
 def _save(picture: Picture, kind: str, file: BinaryIO, quality: int) -> None:
+    if kind == "GIF":
+        _save_gif(picture, file)
+        return
     image = _flat(picture) if kind in ("JPEG", "BMP") else _layered(picture)
-    profile = {"icc_profile": picture.icc} if picture.icc and kind not in ("BMP", "GIF") else {}
+    options = _save_options(kind, quality)
+    if picture.icc and kind != "BMP":
+        options["icc_profile"] = picture.icc
+    image.save(file, kind, **options)
+
+
+def _save_options(kind: str, quality: int) -> dict[str, Any]:
     if kind == "JPEG":
         # Full colour resolution at high quality: painted edges are coloured edges.
-        subsampling = 0 if quality >= 90 else 2
-        image.save(file, kind, quality=quality, subsampling=subsampling, **profile)
-    elif kind == "WEBP":
-        image.save(file, kind, quality=quality, **profile)
-    elif kind == "TIFF":
-        image.save(file, kind, compression="tiff_lzw", **profile)
-    elif kind == "GIF":
-        _save_gif(picture, file)
-    else:
-        image.save(file, kind, **profile)
+        return {"quality": quality, "subsampling": 0 if quality >= 90 else 2}
+    if kind == "PNG":
+        return {"compress_level": 4}  # measured: half the time of 6 for files 1–2 % larger
+    if kind == "TIFF":
+        return {"compression": "tiff_lzw"}
+    return {"quality": quality} if kind == "WEBP" else {}
 
 
 def _layered(picture: Picture) -> Image.Image:
