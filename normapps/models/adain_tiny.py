@@ -24,8 +24,8 @@ STRIDES = (4, 8)
 STRIDE = 8
 """Sizes given to `AdainTiny.encode` must be multiples of it."""
 
-RECEPTIVE_FIELD = 80
-"""An output pixel depends on no input pixel further away, but for the moments."""
+RECEPTIVE_FIELD = 96
+"""A cell of 8×8 output pixels depends on no input further from its edges, but for the moments."""
 
 
 class AdainTiny(nn.Module):
