@@ -109,7 +109,8 @@ class _Report:
             _print_table(self._rows, self.finished - len(self._rows))
         if self._with_table and self._counts.total() > 1:
             counts = ", ".join(f"{number} {status}" for status, number in self._counts.items())
-            print(f"{counts}; {self._seconds:.1f} s of work")
+            work = f"; {self._seconds:.1f} s of work" if self._counts["done"] else ""
+            print(counts + work)
 
 
 def _json_line(result: PictureResult) -> str:
@@ -120,19 +121,18 @@ def _json_line(result: PictureResult) -> str:
 
 
 def _print_table(rows: Sequence[PictureResult], more: int) -> None:
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("content", "style", "output", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("content", "style", "output", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("size", justify="right")
     table.add_column("seconds", justify="right")
     table.add_column("notes")
     for row in rows:
-        kept = ("kept from an earlier run",) if row.status == "kept" else ()
+        notes = ("kept",) * (row.status == "kept") + row.notes
         numbers = (f"{row.width}×{row.height}", f"{row.seconds:.2f}")
-        cells = (row.content, row.style, row.output, *numbers, ", ".join((*kept, *row.notes)))
+        cells = (row.content, row.style, row.output, *numbers, ", ".join(notes))
         table.add_row(*(Text(_printable(cell), overflow="fold") for cell in cells))
     # A file or pipe has no width: nothing is to be folded there.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 _LINE_EVERY = 60.0
 """Seconds between lines where no terminal shows the bar."""
@@ -91,10 +92,15 @@ class BatchProgress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=console,
             disable=not self._live,
             transient=True,
+            expand=True,
         )
         self._task = self._bar.add_task("", total=total)
 

@@ -10,7 +10,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -108,7 +108,7 @@ class StylizeJob:
     def __len__(self) -> int:
         return len(self._plan.tasks)
 
-    def __iter__(self) -> Iterator[PictureResult]:
+    def __iter__(self) -> Generator[PictureResult, None, None]:
         try:
             for _, tasks in groupby(self._plan.tasks, key=lambda task: task.source):
                 yield from self._do(list(tasks))
