@@ -43,7 +43,6 @@ def find_inputs(
     arguments: Sequence[str],
     *,
     suffixes: Sequence[str] = SUFFIXES,
-    skip: str | os.PathLike[str] | None = None,
 ) -> list[Input]:
     """Find the pictures that files, globs, folders and `-` name, in the order of the arguments.
 
@@ -53,7 +52,6 @@ def find_inputs(
     Args:
         arguments: what the user gave.
         suffixes: what counts as a picture in folders and globs; case does not matter.
-        skip: a folder not to search, usually the output folder of an earlier run.
 
     Raises:
         InputError: nothing given, or a folder or glob without a picture.
@@ -61,10 +59,9 @@ def find_inputs(
     if not arguments:
         raise InputError("no pictures given; name files, folders, globs or -")
     endings = tuple(suffix.lower() for suffix in suffixes)
-    avoid = None if skip is None else os.path.abspath(skip)
     found: dict[str, Input] = {}
     for argument in arguments:
-        for item in _expand(argument, endings, avoid):
+        for item in _expand(argument, endings):
             key = STDIO if item.path is None else os.path.abspath(item.path)
             found.setdefault(key, item)
     return list(found.values())
@@ -119,41 +116,38 @@ def plan_outputs(
     ]
 
 
-def _expand(argument: str, endings: tuple[str, ...], avoid: str | None) -> Iterator[Input]:
+def _expand(argument: str, endings: tuple[str, ...]) -> Iterator[Input]:
     if argument == STDIO:
         yield Input(None, Path("stdin"))
         return
     path = Path(argument)
     if path.is_dir():
-        items = list(_walk(path, endings, avoid))
+        items = list(_walk(path, endings))
     elif os.path.lexists(path) or not glob.has_magic(argument):
         items = [Input(path, Path(path.name))]
     else:
-        items = list(_match(argument, endings, avoid))
+        items = list(_match(argument, endings))
     if not items:
         raise InputError(f"{argument}: no pictures there ({' '.join(endings)}); check the path")
     yield from items
 
 
-def _match(pattern: str, endings: tuple[str, ...], avoid: str | None) -> Iterator[Input]:
+def _match(pattern: str, endings: tuple[str, ...]) -> Iterator[Input]:
     """The glob's pictures, named by their path under the part of the glob that is fixed."""
     fixed = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
     for match in sorted(glob.glob(pattern, recursive=True)):
         path = Path(match)
-        if _within(path, avoid):
-            continue
         if path.is_dir():
-            for item in _walk(path, endings, avoid):
+            for item in _walk(path, endings):
                 yield Input(item.path, _inner(path.relative_to(fixed) / item.name))
         elif path.name.lower().endswith(endings):
             yield Input(path, _inner(path.relative_to(fixed)))
 
 
-def _walk(folder: Path, endings: tuple[str, ...], avoid: str | None) -> Iterator[Input]:
+def _walk(folder: Path, endings: tuple[str, ...]) -> Iterator[Input]:
     paths = []
     for place, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = [n for n in folders if not n.startswith(".")]
-        folders[:] = [n for n in folders if not _within(Path(place, n), avoid)]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(endings) and not name.startswith("."):
                 paths.append(Path(place, name))
@@ -165,10 +159,6 @@ def _inner(name: Path) -> Path:
     """The name without `..`: a result must not leave the output folder."""
     plain = Path(os.path.normpath(name))
     return Path(plain.name) if ".." in plain.parts else plain
-
-
-def _within(path: Path, folder: str | None) -> bool:
-    return folder is not None and Path(os.path.abspath(path)).is_relative_to(folder)
 
 
 def _unreadable(error: OSError) -> None:

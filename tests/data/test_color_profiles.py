@@ -80,17 +80,18 @@ def _grey_profile(gamma: float) -> bytes:
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"wtpt": _xyz(D50), b"kTRC": _gamma(gamma)})
 
 
-def _cmyk_profile(lightness: np.ndarray) -> bytes:
-    """A printer profile whose colours are neutral: L* (0…100) at the 2×2×2×2 corners of CMYK."""
+def _lut_profile(space: bytes, lightness: np.ndarray) -> bytes:
+    """A device whose colours are neutral: L* (0…100) at the corners of its colour space."""
     ramp = struct.pack(">2H", 0, 65535)
     identity = struct.pack(">9i", *(round(x * 65536) for x in np.eye(3).ravel()))
     nodes = b"".join(
         struct.pack(">3H", round(value / 100 * 0xFF00), 0x8000, 0x8000)
         for value in lightness.ravel()
     )
-    lut = b"mft2" + bytes(4) + struct.pack(">4B", 4, 3, 2, 0) + identity
-    lut += struct.pack(">2H", 2, 2) + ramp * 4 + nodes + ramp * 3
-    return _profile(b"prtr", b"CMYK", b"Lab ", {b"wtpt": _xyz(D50), b"A2B0": lut, b"A2B1": lut})
+    lut = b"mft2" + bytes(4) + struct.pack(">4B", lightness.ndim, 3, 2, 0) + identity
+    lut += struct.pack(">2H", 2, 2) + ramp * lightness.ndim + nodes + ramp * 3
+    device = b"prtr" if space == b"CMYK" else b"scnr"
+    return _profile(device, space, b"Lab ", {b"wtpt": _xyz(D50), b"A2B0": lut, b"A2B1": lut})
 
 
 def _encode_srgb(linear: np.ndarray) -> np.ndarray:
@@ -177,7 +178,7 @@ def test_a_cmyk_profile_decides_the_colours(kind: str) -> None:
     inks = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1)]
     patches = np.array(inks, np.uint8).repeat(16, axis=0)[None].repeat(16, axis=0) * 255
     options = {"quality": 100} if kind == "JPEG" else {}
-    profile = _cmyk_profile(corners)
+    profile = _lut_profile(b"CMYK", corners)
     picture = _read(Image.fromarray(patches, "CMYK"), kind, icc_profile=profile, **options)
     seen = picture.pixels[8, 8::16]
     lightness = np.array([corners[ink] for ink in inks])
@@ -185,6 +186,18 @@ def test_a_cmyk_profile_decides_the_colours(kind: str) -> None:
     assert np.abs(seen - expected[:, None].astype(int)).max() <= (2 if kind == "JPEG" else 1)
     assert picture.icc == srgb_profile()
     assert picture.notes == ()
+
+
+def test_a_scanners_grey_black_becomes_black() -> None:
+    corners = np.full((2, 2, 2), 60.0)
+    corners[0, 0, 0], corners[1, 1, 1] = 20, 100
+    colours = np.array([[(0, 0, 0), (255, 0, 0), (255, 255, 255)]], np.uint8)
+    profile = _lut_profile(b"RGB ", corners)
+    picture = _read(Image.fromarray(colours), "PNG", icc_profile=profile)
+    luminance = ((np.array([20, 60, 100]) + 16) / 116) ** 3
+    black = luminance[0]
+    expected = _encode_srgb((luminance - black) / (1 - black))
+    assert np.abs(picture.pixels[0] - expected[:, None]).max() <= 1
 
 
 @pytest.mark.parametrize("profile", [b"no profile at all", b"", srgb_profile()[:200]])

@@ -47,12 +47,6 @@ def test_a_hidden_file_that_is_named_is_taken(tmp_path: Path) -> None:
     assert _names(find_inputs([str(tmp_path / ".hidden.jpg")])) == [".hidden.jpg"]
 
 
-def test_the_output_folder_of_an_earlier_run_is_not_an_input(tmp_path: Path) -> None:
-    _touch(tmp_path, "a.jpg", "out/a.jpg", "out/deep/b.jpg")
-    for argument in (tmp_path, tmp_path / "*", tmp_path / "**" / "*.jpg"):
-        assert _names(find_inputs([str(argument)], skip=f"{tmp_path}/out/")) == ["a.jpg"]
-
-
 def test_a_glob_is_expanded_and_keeps_the_tree_under_its_fixed_part(tmp_path: Path) -> None:
     _touch(tmp_path, "a.jpg", "b.txt", "s/c.jpg", "s/t/c.jpg")
     assert _names(find_inputs([str(tmp_path / "*.jpg")])) == ["a.jpg"]
