@@ -1,11 +1,11 @@
-"""Progress where no terminal shows a bar."""
+"""Progress with and without a terminal."""
 
 from __future__ import annotations
 
 import pytest
 
 from normapps.engine import progress
-from normapps.engine.progress import TrainingProgress
+from normapps.engine.progress import BatchProgress, TrainingProgress
 
 
 def test_lines_now_and_then(
@@ -25,3 +25,58 @@ def test_other_processes_are_silent(
     with TrainingProgress(10, enabled=False) as bar:
         bar.update(5, {"loss": 2.0})
     assert capsys.readouterr().err == ""
+
+
+class _Clock:
+    """A clock that stands still until it is set."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_without_a_terminal_a_batch_prints_a_line_a_minute(
+    clock: _Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BatchProgress(10) as bar:
+        for name in "abcd":
+            bar.advance(name)
+            clock.now += 40
+    # After c: 80 seconds for 3 of 10.
+    assert capsys.readouterr().err == "3/10  3 min left  c\n"
+
+
+def test_a_batch_that_is_not_to_be_shown_prints_what_it_is_told_only(
+    clock: _Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BatchProgress(10, enabled=False) as bar:
+        for name in "abc":
+            clock.now += 100
+            bar.advance(name)
+        bar.print("error: photos/[bold]a.jpg: " + 200 * "x")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: photos/[bold]a.jpg: " + 200 * "x" + "\n")
+
+
+def test_a_terminal_shows_the_bar_and_lines_above_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)
+    with BatchProgress(2) as bar:
+        bar.advance("[red]a.jpg")
+        bar.print("error: one")
+        bar.advance("b" * 300)
+    err = capsys.readouterr().err
+    assert "2/2" in err
+    assert "error: one\n" in err.replace("\r", "")
+    assert "bbb…" in err
+    assert "b" * 100 not in err
