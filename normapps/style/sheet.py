@@ -30,7 +30,8 @@ def contact_sheet(
     """Draw every content, and every content in every style, each under its name.
 
     Args:
-        stylizer: draws them, at the size they have on the sheet.
+        stylizer: draws them, at twice the size they have on the sheet, so that strokes look as
+            they do on a picture of that size.
         contents, styles: at least one of each.
         tile: long side of a picture in pixels.
         columns: pictures a row; 0 gives each content a row of its own, or, for a single content,
@@ -44,9 +45,10 @@ def contact_sheet(
         raise InputError("a sheet needs at least one photo and one style")
     cells: list[tuple[str, np.ndarray]] = []
     for content in contents:
-        small = dataclasses.replace(content, pixels=fit(content.pixels, tile), alpha=None)
-        cells.append(("original", small.pixels))
-        cells += [(s.name, stylizer(small, s, alpha=alpha).pixels) for s in styles]
+        drawn = dataclasses.replace(content, pixels=fit(content.pixels, 2 * tile), alpha=None)
+        cells.append(("original", fit(drawn.pixels, tile)))
+        for style in styles:
+            cells.append((style.name, fit(stylizer(drawn, style, alpha=alpha).pixels, tile)))
     return Picture(_page(cells, columns or _columns(len(contents), len(styles) + 1)))
 
 
