@@ -19,7 +19,7 @@ from ..errors import InputError, unknown
 from .partition import BATCH, INSTANCE, Partition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and biased variance (or covariance) of G groups of D dimensions.
 

@@ -1,9 +1,10 @@
 """Roots of symmetric positive semi-definite matrices, with gradients that stay finite.
 
 The autograd of `eigh` divides by differences of eigenvalues and is NaN where two agree (any
-rank-deficient Σ+εI). The closed forms here divide by sums of roots instead: with Σ = UΛUᵀ and a
-gradient G of f(Σ), the gradient of Σ is U(K∘(UᵀGU))Uᵀ, K_ij = 1/(√λi+√λj) for Σ^½ and
-−1/(√λi√λj(√λi+√λj)) for Σ^-½ (Daleckii-Krein). They are differentiable once.
+rank-deficient Σ+εI). The closed form here divides by sums of roots instead: with R = Σ^½ and a
+gradient G of R, the gradient X of Σ solves the Sylvester equation RX + XR = G, which in the
+eigenvectors of R is X_ij = G_ij/(√λi+√λj) (Daleckii-Krein). As X depends on R and G in the same
+way, every further derivative exists too.
 
 Eigenvalues below the dtype's resolution of the largest are raised to it: rounding can make them
 zero or negative.
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .moments import without_autocast
 
@@ -75,25 +75,46 @@ class _Roots(torch.autograd.Function):
     def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = eigen(matrix)
         roots = values.sqrt()
-        ctx.save_for_backward(roots, vectors)
-        ctx.set_materialize_grads(False)
         with without_autocast(matrix):
             root = (vectors * roots.unsqueeze(-2)) @ vectors.transpose(-1, -2)
             inverse = (vectors / roots.unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        ctx.save_for_backward(root, inverse, roots, vectors)
+        ctx.set_materialize_grads(False)
         return root, inverse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_root: Tensor | None, of_inverse: Tensor | None) -> Tensor | None:
-        roots, vectors = ctx.saved_tensors
-        kernel = 1 / (roots.unsqueeze(-1) + roots.unsqueeze(-2))
-        kernels = (kernel, -kernel / (roots.unsqueeze(-1) * roots.unsqueeze(-2)))
-        with without_autocast(vectors):
-            turned = [
-                k * (vectors.transpose(-1, -2) @ grad @ vectors)
-                for k, grad in zip(kernels, (of_root, of_inverse), strict=True)
-                if grad is not None
-            ]
-            if not turned:
+        root, inverse, roots, vectors = ctx.saved_tensors
+        with without_autocast(root):
+            if of_inverse is not None:
+                through = -inverse @ of_inverse @ inverse
+                of_root = through if of_root is None else of_root + through
+            if of_root is None:
                 return None
-            return symmetrized(vectors @ sum(turned[1:], turned[0]) @ vectors.transpose(-1, -2))
+            return _solve_sylvester(root, symmetrized(of_root), roots, vectors)
+
+
+class _Sylvester(torch.autograd.Function):
+    """The symmetric X with RX + XR = G, R and G symmetric, by R's `values` and `vectors`."""
+
+    @staticmethod
+    def forward(ctx: Any, root: Tensor, right: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+        with without_autocast(root):
+            turned = vectors.transpose(-1, -2) @ right @ vectors
+            turned = turned / (values.unsqueeze(-1) + values.unsqueeze(-2))
+            solution = vectors @ turned @ vectors.transpose(-1, -2)
+        ctx.save_for_backward(root, solution, values, vectors)
+        return solution
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        root, solution, values, vectors = ctx.saved_tensors
+        with without_autocast(root):
+            of_right = _solve_sylvester(root, symmetrized(grad), values, vectors)
+            both = of_right @ solution
+            return -(both + both.transpose(-1, -2)), of_right, None, None
+
+
+def _solve_sylvester(root: Tensor, right: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    solution: Tensor = _Sylvester.apply(root, right, values, vectors)  # type: ignore[no-untyped-call]
+    return solution
