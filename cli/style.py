@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from normapps.style.options import EncodeOptions, EvaluateOptions, SheetOptions, TrainOptions
+from normapps.style.options import (
+    PRESET,
+    EncodeOptions,
+    EvaluateOptions,
+    SheetOptions,
+    TrainOptions,
+)
 
 from .parameters import with_options
 
@@ -47,7 +53,7 @@ def sheet(
     from normapps.data.images import read_image, write_image
     from normapps.data.inputs import find_inputs
     from normapps.style.sheet import contact_sheet
-    from normapps.style.styles import PRESET, list_presets
+    from normapps.style.styles import list_presets
     from normapps.style.stylizer import Stylizer, resolve_style
 
     stylizer = Stylizer.load(options.model, device=options.device)

@@ -40,7 +40,7 @@ class World:
 
 @contextlib.contextmanager
 def world(device: torch.device) -> Iterator[World]:
-    """Join the process group that torchrun announced in the environment, and leave it at the end."""
+    """Join the process group that torchrun announced, and leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield World()
         return

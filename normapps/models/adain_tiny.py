@@ -61,9 +61,12 @@ class AdainTiny(nn.Module):
         """Return the features at ¼ and ⅛ resolution.
 
         Args:
-            image: (N, 3, H, W) float in [0, 1], sRGB; H and W multiples of 8, at least 16.
+            image: (N, 3, H, W) sRGB, uint8 or float in [0, 1]; H and W multiples of 8, at
+                least 16.
         """
-        x = F.relu_(self.stem(F.pixel_unshuffle(image * 2 - 1, 4)))
+        cells = _unshuffle(image, 4).to(self.stem.weight.dtype)
+        cells = cells * (2 / 255 if image.dtype == torch.uint8 else 2.0) - 1
+        x = F.relu_(self.stem(cells))
         fine = self.fine(x)
         return fine, self.coarse(F.relu_(self.down(F.relu(fine))))
 
@@ -147,6 +150,13 @@ class _Modulation(nn.Module):
         films = self.heads(F.relu(self.body(numbers.to(self.body.weight.dtype))))
         scales_and_shifts = (film.chunk(2, 1) for film in films.split(self.outputs, 1))
         return [(scale, shift) for scale, shift in scales_and_shifts]
+
+
+def _unshuffle(image: Tensor, side: int) -> Tensor:
+    """Pixel-unshuffle into a channels_last tensor, in one copy and before any cast."""
+    n, c, h, w = image.shape
+    cells = image.reshape(n, c, h // side, side, w // side, side).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(n, h // side, w // side, c * side**2).permute(0, 3, 1, 2)
 
 
 def _modulate(x: Tensor, film: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -33,14 +33,13 @@ class Renderer:
     """A network on a device.
 
     Attributes:
-        network: in evaluation mode, on `device`.
-        device, dtype: of the convolutions; moments are float32 at least.
+        network: in evaluation mode and any precision; moments are float32 at least.
+        device: where the network lies.
         side: of the tiles in pixels, a multiple of 8; None tiles large pictures only.
     """
 
     network: AdainTiny
     device: torch.device
-    dtype: torch.dtype
     side: int | None = None
 
     def measure(self, image: Tensor) -> Levels:
@@ -108,8 +107,7 @@ class Renderer:
         return tuple(coverage(true, tile.inner, stride).to(self.device) for stride in STRIDES)
 
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x = as_dtype(image.to(self.device), self.dtype)
-        return self.network.encode(x.to(memory_format=torch.channels_last))
+        return self.network.encode(image.to(self.device))
 
 
 def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,6 @@ from ..models.shipped import shipped_folder
 from ..norm import Moments, mix
 
 SUFFIX = ".style"
-PRESET = "preset:"
 _FORMAT = {"format": "normapps-style", "version": "1"}
 
 

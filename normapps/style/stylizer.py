@@ -20,8 +20,9 @@ from ..models.adain_tiny import AdainTiny, Levels
 from ..models.folder import load_model, read_manifest
 from ..models.shipped import resolve_model
 from .color import preserve_color as recolor
+from .options import PRESET
 from .render import Renderer, as_dtype
-from .styles import PRESET, SUFFIX, Style, load_style, preset_path
+from .styles import SUFFIX, Style, load_style, preset_path
 
 Content = TypeVar("Content", Image.Image, Picture, Tensor)
 
@@ -49,7 +50,7 @@ class Stylizer:
     ) -> None:
         device = device or torch.device("cpu")
         network = place(network.eval().requires_grad_(False), device, dtype)
-        self.renderer = Renderer(network, device, dtype)
+        self.renderer = Renderer(network, device)
         self.fingerprint = fingerprint
 
     @classmethod
