@@ -37,13 +37,17 @@ prepare() {
     du -sh "$PLACE"
 }
 
-# The package goes beside the environment, not into it: nothing of the machine is changed.
+# The package goes beside the environment, not into it, and is built from a copy, so that neither the
+# machine nor the checkout is changed.
 install() {
     local wheels=()
+    copy="$(mktemp -d)"
+    trap 'rm -rf "$copy"' EXIT
+    cp -r pyproject.toml README.md LICENSE NOTICE normapps cli pretrained "$copy"
     shopt -s nullglob
     wheels=("$PLACE"/wheels/*.whl)
     "$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
-        --target "$PLACE/site" ${wheels[@]+"${wheels[@]}"} .
+        --target "$PLACE/site" ${wheels[@]+"${wheels[@]}"} "$copy"
     export PYTHONPATH="$PWD/$PLACE/site"
 }
 
@@ -59,7 +63,7 @@ train() {
     timeout --signal=INT --kill-after=30 "$CALL_SECONDS" "$PYTHON" -P -m normapps.cli.main style train \
         --contents "$PLACE/data/bsds300.tar" --contents "$PLACE/data/imagenet_sample_1000.tar" \
         --contents "$PLACE/data/pacs_photo.tar" --styles "$PLACE/data/pacs_art_painting.tar" \
-        --vgg "$NORMAPPS_VGG" --device cuda -o "$PLACE/run" \
+        --vgg "$NORMAPPS_VGG" --device "${DEVICE:-cuda}" -o "$PLACE/run" \
         ${TRAIN_OPTIONS:---steps 30000 --batch-size 8} ${limit[@]+"${limit[@]}"} || status=$?
     case $status in
         0) keep "$PLACE/run/model" "$PLACE/run/checkpoint/latest.safetensors" "$PLACE/run/metrics.jsonl"
@@ -85,8 +89,8 @@ keep() {
 
 case "${1:-}" in
     prepare) prepare "${2:-}" ;;
-    test) install && test_ ;;
-    train) install && train ;;
-    time) install && time_ ;;
+    test) install; test_ ;;
+    train) install; train ;;
+    time) install; time_ ;;
     *) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
