@@ -57,7 +57,9 @@ class Renderer:
         Args:
             image: (1, 3, H, W) uint8, or float in [0, 1]; may lie on another device.
             style: moments at both levels, G=1.
-            alpha: share of the style's moments; the rest are the content's.
+            alpha: share of the style's moments; the rest are the content's. Of what the network
+                cannot reconstruct of the picture, 1−alpha is added back, so that 0 returns the
+                picture itself; strengths below 1 draw every tile twice for it.
 
         Returns:
             (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
@@ -82,9 +84,13 @@ class Renderer:
         out = torch.empty_like(padded, memory_format=torch.contiguous_format)
         for tile in _cover(padded, side):
             features = kept.pop(tile) if tile in kept else self._encode(tile.cut(padded))
-            drawn = tile.crop(self.network.decode(features, wanted, own))
+            drawn = tile.crop(self._decode(features, wanted, own))
+            if alpha < 1:
+                same = tile.crop(self._decode(features, own, own))
+                photo = as_dtype(tile.crop(tile.cut(padded)).to(self.device), torch.float32)
+                drawn = drawn + (1 - alpha) * (photo - same)
             top, bottom, left, right = tile.inner
-            out[..., top:bottom, left:right] = as_dtype(drawn.float().clamp(0, 1), image.dtype)
+            out[..., top:bottom, left:right] = as_dtype(drawn.clamp(0, 1), image.dtype)
         return out[..., :height, :width]
 
     def _measure(self, image: Tensor, side: int, kept: dict[Tile, tuple[Tensor, Tensor]]) -> Levels:
@@ -108,6 +114,9 @@ class Renderer:
 
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return self.network.encode(image.to(self.device))
+
+    def _decode(self, features: tuple[Tensor, Tensor], style: Levels, own: Levels) -> Tensor:
+        return self.network.decode(features, style, own).float()
 
 
 def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:

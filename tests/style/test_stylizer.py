@@ -83,11 +83,33 @@ def test_moments_are_those_of_the_true_region(stylizer: Stylizer) -> None:
         assert torch.allclose(level.var, want.var, atol=1e-5)
 
 
-def test_a_picture_in_its_own_style_is_its_reconstruction(
-    stylizer: Stylizer, photo: Tensor
+def test_strength_0_returns_the_photo(
+    stylizer: Stylizer, photo: Tensor, painting: Image.Image
 ) -> None:
-    own = stylizer.style(photo, size=203)
-    assert torch.allclose(stylizer(photo, own), stylizer(photo, own, alpha=0), atol=1e-5)
+    style = stylizer.style(painting)
+    assert torch.allclose(stylizer(photo, style, alpha=0), photo, atol=1e-5)
+    pixels = (photo * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(stylizer(Picture(pixels), style, alpha=0.0).pixels, pixels)
+
+
+def test_strength_mixes_moments_and_adds_back_what_is_lost(
+    stylizer: Stylizer, painting: Image.Image
+) -> None:
+    """Against the formula D(mixed moments) + (1−α)(x − D(own moments)) on one piece."""
+    image, style = torch.rand(1, 3, 48, 64), stylizer.style(painting, size=64)
+    network = stylizer.renderer.network
+    with torch.inference_mode():
+        features = network.encode(image)
+        own = moments(features)
+        mixed = [
+            replace(
+                o, mean=0.3 * s.mean + 0.7 * o.mean, var=(0.3 * s.var**0.5 + 0.7 * o.var**0.5) ** 2
+            )
+            for s, o in zip(style.levels, own, strict=True)
+        ]
+        drawn = network.decode(features, (mixed[0], mixed[1]))
+        want = drawn + 0.7 * (image - network.decode(features, own))
+    assert torch.allclose(stylizer(image, style, alpha=0.3), want.clamp(0, 1), atol=1e-5)
 
 
 def test_alpha_moves_from_the_content_to_the_style(
