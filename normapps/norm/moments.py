@@ -7,7 +7,6 @@ come out of one process, many batches, many tiles or many machines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, unknown
 from .partition import BATCH, INSTANCE, Partition
+from .precision import without_autocast
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +204,6 @@ def check_parts(parts: Sequence[Moments], weights: Sequence[float]) -> list[floa
 def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """Return Σᵢ weightᵢ·tensorᵢ of equally shaped tensors."""
     return torch.stack([weight * x for weight, x in zip(weights, tensors, strict=True)]).sum(0)
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which autocast does not turn x's products into half precision."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def _diagonal(x: Tensor, partition: Partition, share: Tensor | None) -> tuple[Tensor, Tensor]:

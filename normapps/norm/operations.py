@@ -1,10 +1,9 @@
 """Operations on an activation and its moments: centre, scale, standardize, whiten, transport.
 
 Each takes an activation (N, C, *S) and `Moments` whose partition says how they apply; moments of
-one group (G=1) apply to every group. Moments that do not fit raise InputError. An activation is
-computed on in the dtype of the moments (float32 or better), D×D matrices in float64; the result
-has the activation's dtype, and its memory format where the channels or the positions of a sample
-lie together.
+one group (G=1) apply to every group, and those that do not fit raise InputError. An activation is
+computed on in float32 or better, D×D matrices in float64. The result has the activation's dtype;
+the diagonal operations, and all on the instance partition, keep its memory format.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
-from .moments import Moments, check_parts, weighted_sum, without_autocast
+from .moments import Moments, check_parts, weighted_sum
 from .partition import Partition
+from .precision import without_autocast
 from .symmetric import cholesky, eigen, inverse_sqrt, roots, sqrt, symmetrized
 
 Method = TypeVar("Method")
@@ -59,7 +59,7 @@ def whiten(x: Tensor, moments: Moments, method: str = "zca", eps: float = 1e-5) 
         InputError: diagonal moments, or an unknown method.
     """
     matrix = _choose(WHITENING, "whitening", method)(_ridged(moments, eps))
-    return _matrixwise(x, moments, matrix, torch.zeros_like(moments.mean))
+    return _matrixwise(x, moments.partition, matrix, moments.mean, None)
 
 
 def color(x: Tensor, moments: Moments, method: str = "zca", eps: float = 1e-5) -> Tensor:
@@ -69,10 +69,7 @@ def color(x: Tensor, moments: Moments, method: str = "zca", eps: float = 1e-5) -
         InputError: diagonal moments, or an unknown method.
     """
     matrix = _choose(COLORING, "coloring", method)(_ridged(moments, eps))
-    white = Moments(
-        moments.count, torch.zeros_like(moments.mean), moments.var, None, moments.partition
-    )
-    return _matrixwise(x, white, matrix, moments.mean)
+    return _matrixwise(x, moments.partition, matrix, None, moments.mean)
 
 
 def transport(
@@ -100,14 +97,16 @@ def transport(
         InputError: moments that do not fit, or are diagonal where a covariance is needed, or an
             unknown method.
     """
-    source.partition.check_fit(target.mean, x.shape)
-    mean = torch.lerp(source.mean, target.mean, alpha)
+    for part in (source, target):
+        source.partition.check_fit(part.mean, x.shape)
+    mean = (1 - alpha) * source.mean + alpha * target.mean
     if method == "diagonal":
         factor = ((target.var + eps) / (source.var + eps)).sqrt()
         factor = alpha * factor + (1 - alpha)
         return _rowwise(x, source.partition, factor, mean - source.mean * factor)
     matrix = _map(source, target, method, eps)
-    return _matrixwise(x, source, torch.lerp(_eye(matrix), matrix, alpha), mean)
+    matrix = torch.lerp(_eye(matrix), matrix, alpha)
+    return _matrixwise(x, source.partition, matrix, source.mean, mean)
 
 
 def transport_matrix(source: Moments, target: Moments, method: str, eps: float = 1e-5) -> Tensor:
@@ -241,24 +240,28 @@ def _ridged(moments: Moments, eps: float) -> Tensor:
 def _rowwise(x: Tensor, partition: Partition, factor: Tensor, shift: Tensor) -> Tensor:
     """factor·x + shift, one of each a row, in one pass over x in its own memory format."""
     values, _ = partition.view(x)
-    factor, shift = partition.rows(factor, x.shape), partition.rows(shift, x.shape)
     values = values.to(torch.promote_types(x.dtype, factor.dtype))
+    factor, shift = (partition.rows(each, x.shape).to(values.dtype) for each in (factor, shift))
     return torch.addcmul(shift, values, factor).reshape(x.shape).to(x.dtype)
 
 
-def _matrixwise(x: Tensor, moments: Moments, matrix: Tensor, mean: Tensor) -> Tensor:
-    """matrix·(x − moments.mean) + mean in each group."""
-    moments.partition.check_fit(moments.mean, x.shape)
-    groups = moments.partition.split(x.to(torch.promote_types(x.dtype, moments.mean.dtype)))
+def _matrixwise(
+    x: Tensor, partition: Partition, matrix: Tensor, before: Tensor | None, after: Tensor | None
+) -> Tensor:
+    """matrix·(x − before) + after in each group; before and after are (G, D) or (1, D)."""
+    partition.check_fit(matrix, x.shape)
+    groups = partition.split(x.to(torch.promote_types(x.dtype, torch.float32)))
+    if before is not None:
+        groups = groups - before.unsqueeze(2)
     matrix = matrix.to(groups).expand(groups.shape[0], -1, -1)
-    centred = groups - moments.mean.unsqueeze(2)
+    shift = groups.new_zeros(1, 1) if after is None else after.to(groups)
     with without_autocast(x):
-        if centred.stride(1) == 1:  # channels_last stays so
-            transposed = centred.transpose(1, 2), matrix.transpose(1, 2)
-            y = torch.baddbmm(mean.unsqueeze(1), *transposed).transpose(1, 2)
+        if groups.stride(1) == 1:  # channels_last stays so
+            sides = groups.transpose(1, 2), matrix.transpose(1, 2)
+            y = torch.baddbmm(shift.unsqueeze(1), *sides).transpose(1, 2)
         else:
-            y = torch.baddbmm(mean.unsqueeze(2), matrix, centred)
-    return moments.partition.join(y, x.shape).to(x.dtype)
+            y = torch.baddbmm(shift.unsqueeze(2), matrix, groups)
+    return partition.join(y, x.shape).to(x.dtype)
 
 
 def _eye(like: Tensor) -> Tensor:

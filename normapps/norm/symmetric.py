@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .moments import without_autocast
+from .precision import without_autocast
 
 
 def sqrt(matrix: Tensor) -> Tensor:
