@@ -133,7 +133,7 @@ def _in_process(options: argparse.Namespace) -> str:
     title = (
         "## Stylizing one picture, in process\n\n"
         "8-bit pixels in memory to 8-bit pixels in memory; median of "
-        f"{options.repeats} rounds in which the methods take turns (of {LEAST_ROUNDS} or more where "
+        f"{options.repeats} rounds in which methods take turns (at least {LEAST_ROUNDS} where "
         f"a round is longer than {ROUNDS_SECONDS / options.repeats:.0f} s). The style picture has "
         f"{STYLE_SIDE}², and is encoded each time or was kept. Peak memory is that of a process "
         "that does just this, its libraries included; on a GPU that of its tensors. "
