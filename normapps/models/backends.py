@@ -13,6 +13,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+
+_SUFFIXES = (*importlib.machinery.EXTENSION_SUFFIXES, ".so", ".dylib", ".pyd", ".dll")
 
 
 def guard() -> None:
@@ -67,14 +70,22 @@ def _declare_missing() -> Library | None:
     """Declare the schemas unless the compiled library loads; keeps the declaration alive."""
     import torch
 
-    try:
-        torch.ops.load_library(_library())
+    if any(_loads(path) for path in _libraries()):
         return None
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in SCHEMAS:
+        library.define(schema)
+    return library
+
+
+def _loads(path: Path) -> bool:
+    import torch
+
+    try:
+        torch.ops.load_library(str(path))
     except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in SCHEMAS:
-            library.define(schema)
-        return library
+        return False
+    return True
 
 
 def _package() -> importlib.machinery.ModuleSpec | None:
@@ -82,15 +93,13 @@ def _package() -> importlib.machinery.ModuleSpec | None:
     return importlib.machinery.PathFinder.find_spec("torchvision")
 
 
-def _library() -> str:
-    """The path of torchvision's compiled library.
+def _libraries() -> list[Path]:
+    """The compiled operators: `_C`, since torchvision 0.29 `_C_stable`, with the platform's suffix.
 
-    Raises:
-        OSError: there is none.
+    Whatever its name, it must be tried: where torchvision could load a library that we have
+    declared the schemas of, the second registration would end the process.
     """
     package = _package()
     folders = package.submodule_search_locations if package else None
-    library = importlib.machinery.PathFinder.find_spec("torchvision._C", folders)
-    if library is None or library.origin is None:
-        raise OSError("torchvision has no compiled library")
-    return library.origin
+    found = [path for folder in folders or () for path in Path(folder).glob("_C*")]
+    return sorted(path for path in found if path.name.endswith(_SUFFIXES))

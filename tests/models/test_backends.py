@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -81,5 +83,16 @@ def test_only_the_remains_of_a_failed_import_are_forgotten(
 def test_no_torchvision_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_package", lambda: None)
     assert backends.operators() == "absent"
-    with pytest.raises(OSError, match="no compiled library"):
-        backends._library()
+    assert backends._libraries() == []
+
+
+def test_every_name_of_the_compiled_library_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision 0.28 has `_C`, 0.29 `_C_stable`; to declare what loads would end the process."""
+    spec = ModuleSpec("torchvision", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(backends, "_package", lambda: spec)
+    for name in ("_C.so", "_C_stable.cpython-311-x86_64-linux-gnu.so", "_C.py", "image.so"):
+        (tmp_path / name).touch()
+    assert [path.name.split(".")[0] for path in backends._libraries()] == ["_C", "_C_stable"]
