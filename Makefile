@@ -43,7 +43,7 @@ check: $(STAMP)
 	@$(BIN)/lint-imports
 
 docs: $(STAMP)
-	@$(BIN)/pdoc --docformat google --output-directory docs/api normapps
+	@$(BIN)/python docs/build_api.py docs/api
 	@echo docs/api/index.html
 
 bench-stylize: $(STAMP)

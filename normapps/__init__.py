@@ -25,4 +25,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'normapps' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value
