@@ -16,6 +16,8 @@ from normapps.errors import InputError
 from normapps.measure.process import Cost, measure_command
 
 BIN = Path(sys.executable).parent
+LARGE = (4096, 2160)
+LARGE_BAR = 4e9
 
 
 def whole_commands(sizes: Sequence[int], repeats: int, model: str) -> str:
@@ -25,6 +27,7 @@ def whole_commands(sizes: Sequence[int], repeats: int, model: str) -> str:
         for size in sizes:
             print(f"commands {size}", file=sys.stderr, flush=True)
             rows += _rows(size, _costs(_commands(Path(folder), size, model), repeats))
+        large = _large(Path(folder), model)
         stages = _stages(Path(folder), repeats, model)
     return "\n\n".join(
         [
@@ -32,6 +35,7 @@ def whole_commands(sizes: Sequence[int], repeats: int, model: str) -> str:
             "From starting the process to the written JPEG; the photo and the style picture (512²) "
             f"are JPEGs. Median of {repeats} rounds in turn; files are in the system's cache.",
             table(["picture", "command", "seconds", "time / ours", "peak memory"], rows),
+            large,
             "## Where the whole command's time goes (512²)",
             stages,
         ]
@@ -77,6 +81,24 @@ def _rows(size: int, costs: dict[str, list[Cost]]) -> list[list[str]]:
         ]
         for name, values in costs.items()
     ]
+
+
+def _large(folder: Path, model: str) -> str:
+    """One picture of 4096×2160, once; the bar is the memory."""
+    from skimage import data
+
+    from normapps.data.images import resize
+
+    words = _commands(folder, 256, model)["normapps"]
+    Image.fromarray(resize(data.coffee(), *LARGE)).save(words[2], quality=92)
+    cost = measure_command(words)
+    if cost.code != 0:
+        raise InputError(f"{LARGE}: exit code {cost.code}: {cost.output.strip()}")
+    verdict = "reached" if cost.peak_bytes < LARGE_BAR else "missed"
+    return (
+        f"- bar: {LARGE[0]}×{LARGE[1]} below {LARGE_BAR / 1e9:.0f} GB: "
+        f"{cost.peak_bytes / 1e9:.2f} GB in {cost.seconds:.1f} s, {verdict}"
+    )
 
 
 def _stages(folder: Path, repeats: int, model: str) -> str:
