@@ -9,6 +9,7 @@ judges, which makes its strokes bold enough for pictures that are looked at from
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from .options import TrainOptions
 _CHECKPOINT = "checkpoint/latest.safetensors"
 _FIXED = ("width", "deep", "hidden", "seed", "hold_out", "crop", "double", "batch_size")
 """Options that a resumed run keeps; the others may change."""
+_TRIES = 10
 _SPREAD = 1.6
 """Crops show between the whole shorter side and 1/1.6 of it."""
 
@@ -99,17 +101,26 @@ def batches(
     """Yield (step, batch) from step `first` on; a step's pictures depend on seed and rank only."""
     contents, styles = _sources(options)
     for step in range(first, options.steps):
-        rng = np.random.default_rng([options.seed, step, rank])
+        # a seed sequence ignores trailing zeros, so rank 0 must not be one
+        rng = np.random.default_rng([options.seed, step, 1 + rank])
         shared = np.random.default_rng([options.seed, step])
         scale = 2 if shared.random() < options.double else 1
+        side = options.crop * scale
         pair = [
-            [
-                source.crop(int(rng.integers(len(source))), rng, options.crop * scale, _SPREAD)
-                for _ in range(options.batch_size)
-            ]
+            [_draw(source, rng, side) for _ in range(options.batch_size)]
             for source in (contents, styles)
         ]
         yield step, Batch(_tensor(pair[0], device), _tensor(pair[1], device), scale)
+
+
+def _draw(source: PictureSource, rng: np.random.Generator, side: int) -> np.ndarray:
+    """Crop a random picture; a damaged one is named in a warning and another one drawn."""
+    for _ in range(_TRIES):
+        try:
+            return source.crop(int(rng.integers(len(source))), rng, side, _SPREAD)
+        except InputError as error:
+            warnings.warn(str(error), stacklevel=2)
+    raise InputError(f"{_TRIES} pictures in a row cannot be read; check --contents and --styles")
 
 
 def losses(

@@ -116,6 +116,22 @@ def test_batches_are_crops_in_range(options: TrainOptions) -> None:
         assert 0 <= batch.content.min() < batch.content.max() <= 1
 
 
+def test_a_damaged_picture_is_named_and_another_drawn(
+    options: TrainOptions, tmp_path: Path, places: tuple[str, str]
+) -> None:
+    for i in range(3):
+        (tmp_path / f"bad{i}.png").write_bytes(b"not a picture")
+    mixed = replace(options, contents=(places[0], str(tmp_path)))
+    with pytest.warns(UserWarning, match=r"bad\d\.png"):
+        assert len(dict(batches(mixed, 0, 0, CPU))) == 4
+    none = replace(options, contents=(str(tmp_path),))
+    with (
+        pytest.warns(UserWarning, match="bad"),
+        pytest.raises(InputError, match="10 pictures in a row"),
+    ):
+        next(batches(none, 0, 0, CPU))
+
+
 def test_learning_rate_warms_up_stays_and_falls(options: TrainOptions) -> None:
     chosen = replace(options, steps=100, warmup=10, decay=0.5, lr=1.0)
     rates = [learning_rate(step, chosen) for step in range(100)]
