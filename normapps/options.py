@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -24,6 +25,7 @@ def option(
     short: str = "",
     low: float | None = None,
     high: float | None = None,
+    pattern: str = "",
 ) -> Any:
     """Declare one option: a dataclass field with what the command line needs to know.
 
@@ -34,9 +36,15 @@ def option(
         choices: the allowed values of a string option.
         short: a one-letter flag such as `-o`.
         low, high: the closed range of a number.
+        pattern: regular expression that the whole text must match; `help` says it in words.
     """
     metadata = {"help": help, "choices": choices, "short": short, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "pattern": pattern})
+
+
+def device_option() -> Any:
+    """Declare `--device`; whether the machine has it, `engine.device` finds out."""
+    return option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"auto|cpu|mps|cuda(:[0-9]+)?")
 
 
 def flag(name: str) -> str:
@@ -55,6 +63,7 @@ def validate(options: Any) -> None:
         for each in value if isinstance(value, tuple) else (value,):
             if each is not None:
                 _check_choice(field, each)
+                _check_pattern(field, each)
                 _check_range(field, each)
 
 
@@ -62,6 +71,12 @@ def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata.get("choices", ())
     if choices and value not in choices:
         raise InputError(f"{flag(field.name)} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _check_pattern(field: dataclasses.Field[Any], value: Any) -> None:
+    pattern = field.metadata.get("pattern", "")
+    if pattern and not re.fullmatch(pattern, str(value)):
+        raise InputError(f"{flag(field.name)} {value!r}: must be {field.metadata['help']}")
 
 
 def _check_range(field: dataclasses.Field[Any], value: Any) -> None:

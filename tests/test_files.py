@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from normapps.errors import InputError
-from normapps.files import atomic_path, sha256, write_text
+from normapps.files import atomic_path, check_writable, sha256, write_text
 
 root_writes_everywhere = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
@@ -222,3 +222,13 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
     with pytest.raises(FileNotFoundError):
         sha256(tmp_path / "missing")
+
+
+def test_a_path_is_checked_before_long_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "file.txt")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "there").write_text("precious")
+    with pytest.raises(InputError, match="--overwrite"):
+        check_writable(tmp_path / "there")
+    check_writable(tmp_path / "there", overwrite=True)
+    assert (tmp_path / "there").read_text() == "precious"

@@ -18,6 +18,9 @@ _TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC = 258, 259, 262
 _TIFF_PLANAR, _TIFF_SAMPLE_FORMAT = 284, 339
 _WHITE_IS_ZERO, _UNCOMPRESSED, _SEPARATE, _SIGNED = 0, 1, 2, 2
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness of BT.601."""
+
 
 class Split(NamedTuple):
     """A decoded picture with its transparency taken off.

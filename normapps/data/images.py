@@ -30,15 +30,18 @@ from PIL import (
 )
 
 from ..errors import InputError
-from .color import fill_hidden, is_misread, raw_mode, split_alpha, to_srgb
-from .picture import Picture, resize, with_pixels
+from .color import LUMA, fill_hidden, is_misread, raw_mode, split_alpha, to_srgb
+from .picture import Picture, fit, fitted_size, resize, with_pixels
 from .write import WRITE_SUFFIXES, encode_image, writable_format, write_image, write_notes
 
 __all__ = [
+    "LUMA",
     "SUFFIXES",
     "WRITE_SUFFIXES",
     "Picture",
     "encode_image",
+    "fit",
+    "fitted_size",
     "read_image",
     "resize",
     "to_picture",

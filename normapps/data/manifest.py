@@ -106,7 +106,12 @@ class Manifest:
 
 
 def identify(path: Path) -> dict[str, Any]:
-    """Return what tells later whether a file is still the same: size, time and SHA-256."""
+    """Return what tells later whether a file is still the same: size, time and SHA-256.
+
+    Of what is no file, such as a pipe, nothing can be said: an empty dict, which nothing equals.
+    """
+    if not path.is_file():
+        return {}
     facts = path.stat()
     return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "sha256": sha256(path)}
 

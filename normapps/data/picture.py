@@ -89,6 +89,22 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.array(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
+def fitted_size(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """Return width and height scaled to a long side; the other side is at least 1 pixel."""
+    scale = long_side / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fit(pixels: np.ndarray, long_side: int) -> np.ndarray:
+    """Scale a picture to a long side in pixels by Lanczos's filter, up or down.
+
+    Args:
+        pixels: (H, W, 3) or (H, W) uint8.
+        long_side: of the result.
+    """
+    return resize(pixels, *fitted_size(pixels.shape[1], pixels.shape[0], long_side))
+
+
 def _check_pixels(pixels: np.ndarray) -> None:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise InputError(

@@ -24,10 +24,23 @@ class _Member:
     offset: int = 0
     size: int = -1
 
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}" if self.size >= 0 else str(self.path)
+
     def read(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        """Return the bytes; InputError where the file cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise InputError(f"{self}: cannot be read ({error.strerror})") from error
+
+
+class _Named(io.BytesIO):
+    """Bytes under a name, so that errors can name them."""
+
+    name: str
 
 
 class PictureSource:
@@ -35,7 +48,7 @@ class PictureSource:
 
     Args:
         places: folders or uncompressed tar files.
-        hold_out: every how many-th picture is kept out for evaluation (0: none).
+        hold_out: every how many-th picture of each place is kept out for evaluation (0: none).
         held: take just those that are kept out.
 
     Raises:
@@ -43,9 +56,12 @@ class PictureSource:
     """
 
     def __init__(self, places: Sequence[str], hold_out: int = 0, held: bool = False) -> None:
-        members = [member for place in places for member in _members(Path(place))]
-        if hold_out:
-            members = [m for i, m in enumerate(members) if (i % hold_out == hold_out - 1) == held]
+        members = [
+            member
+            for place in places
+            for i, member in enumerate(_members(Path(place)))
+            if not hold_out or (i % hold_out == hold_out - 1) == held
+        ]
         if not members:
             raise InputError(
                 f"{', '.join(places)}: no picture is left with 1 of {hold_out} held out"
@@ -66,10 +82,9 @@ class PictureSource:
             InputError: the picture is damaged; the line names it.
         """
         member = self._members[index]
-        try:
-            return read_image(io.BytesIO(member.read())).pixels
-        except InputError as error:
-            raise InputError(f"{member.path}: {member.name}: {error}") from error
+        file = _Named(member.read())
+        file.name = str(member)
+        return read_image(file).pixels
 
     def crop(self, index: int, rng: np.random.Generator, side: int, spread: float) -> np.ndarray:
         """Cut a random square out of one picture at a random scale, mirrored half the time.
@@ -94,7 +109,7 @@ class PictureSource:
 
 def _members(place: Path) -> list[_Member]:
     if place.is_dir():
-        paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        paths = sorted(p for p in place.rglob("*") if _is_picture(p) and p.is_file())
         found = [_Member(path, str(path.relative_to(place))) for path in paths]
     elif place.is_file():
         found = _tar_members(place)
@@ -105,10 +120,15 @@ def _members(place: Path) -> list[_Member]:
     return found
 
 
+def _is_picture(path: Path) -> bool:
+    """By its name; hidden files are not, such as the `._` twins that macOS leaves."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def _tar_members(place: Path) -> list[_Member]:
     try:
         with tarfile.open(place, "r:") as tar:
-            infos = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+            infos = [m for m in tar if m.isfile() and _is_picture(Path(m.name))]
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{place}: not an uncompressed tar ({error}); unpack it first") from error
     members = [_Member(place, m.name, m.offset_data, m.size) for m in infos]

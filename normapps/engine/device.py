@@ -13,6 +13,7 @@ from ..errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,10 +40,16 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """Turn `float32`, `bfloat16` or `float16` into a dtype."""
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn `float32`, `bfloat16`, `float16` or `auto` into a dtype.
+
+    `auto` is bfloat16 where the device computes in it, and float32 elsewhere: a processor without
+    such instructions is slower in bfloat16 than in float32.
+    """
+    if name == "auto":
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
     if name not in DTYPES:
-        raise InputError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
+        raise InputError(f"--dtype {name}: choose auto or one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -69,6 +76,15 @@ def _best() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if _has_mps() else "cpu"
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # younger than the oldest torch that we allow
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    found: dict[str, bool] = capabilities() if device.type == "cpu" else {}
+    return any(found.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
 
 
 def _has_mps() -> bool:

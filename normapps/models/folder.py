@@ -278,7 +278,7 @@ def _swap(temporary: Path, target: Path) -> None:
     target.rename(old)
     try:
         temporary.rename(target)
-    except OSError:
+    except BaseException:  # an interrupt too must not lose the model
         old.rename(target)
         raise
     shutil.rmtree(old)

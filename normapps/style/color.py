@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..data.color import LUMA
 from ..errors import InputError
 from ..norm import INSTANCE, Moments, transport
 
 MODES = ("none", "luma", "transport")
-
-_KR, _KG, _KB = 0.299, 0.587, 0.114
 
 
 def preserve_color(output: Tensor, content: Tensor, mode: str) -> Tensor:
@@ -48,5 +47,5 @@ def _with_chroma(output: Tensor, content: Tensor) -> Tensor:
 
 
 def _luma(image: Tensor) -> Tensor:
-    weights = image.new_tensor((_KR, _KG, _KB)).view(1, 3, 1, 1)
+    weights = image.new_tensor(LUMA).view(1, 3, 1, 1)
     return (image * weights).sum(1, keepdim=True)

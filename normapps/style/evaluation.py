@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..data.images import fit
 from ..data.sources import PictureSource
 from ..errors import InputError
 from ..measure.interval import Estimate, estimate
 from ..models.vgg import Vgg19
-from .quality import JUDGED, METRICS, Scores, fit, score
+from .quality import JUDGED, METRICS, Scores, check_judgeable, score
+
+_LEAST = 2
 
 Stylize = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(content, style) → output, all (H, W, 3) uint8 sRGB; the output has the content's size."""
@@ -92,13 +96,21 @@ def evaluate(
         progress: called after each pair with the number done and its row.
 
     Raises:
-        InputError: fewer than 2 pairs, a damaged picture, or an output of another size.
+        InputError: fewer than 2 pairs, or an output of another size.
+
+    Warns:
+        UserWarning: naming a damaged or too thin picture, whose pair is left out.
     """
-    if pairs < 2:
+    if pairs < _LEAST:
         raise InputError(f"{pairs} pairs: an interval needs at least 2")
     rows: list[Row] = []
     for content, style in pairing(len(contents), len(styles), pairs, seed):
-        photo, painting = fit(contents.load(content), size), fit(styles.load(style), size)
+        try:
+            photo, painting = fit(contents.load(content), size), fit(styles.load(style), size)
+            check_judgeable(photo, painting)
+        except InputError as error:
+            warnings.warn(f"pair left out: {error}", stacklevel=2)
+            continue
         start = time.perf_counter()
         output = stylize(photo, painting)
         seconds = time.perf_counter() - start
@@ -106,6 +118,8 @@ def evaluate(
         rows.append(Row(contents.name(content), styles.name(style), scores, seconds))
         if progress is not None:
             progress(len(rows), rows[-1])
+    if len(rows) < _LEAST:
+        raise InputError(f"{len(rows)} of {pairs} pairs could be judged; an interval needs 2")
     return Report(tuple(rows), size, seed)
 
 

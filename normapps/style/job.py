@@ -158,7 +158,8 @@ class StylizeJob:
         path, limit = task.source.path, self._options.max_pixels
         if path is None:
             return read_image(self._stdin or sys.stdin.buffer, max_pixels=limit), {}
-        return read_image(path, max_pixels=limit), identify(path)
+        known = {} if self._plan.manifest is None else identify(path)
+        return read_image(path, max_pixels=limit), known
 
     def _make(
         self, task: Task, picture: Picture, identity: dict[str, Any], start: float

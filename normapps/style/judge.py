@@ -9,7 +9,7 @@ import numpy as np
 from ..data.images import Picture
 from ..data.sources import PictureSource
 from ..engine.device import resolve_device
-from ..files import write_text
+from ..files import check_writable, write_text
 from ..models.vgg import load_vgg19
 from .evaluation import Report, Row, Stylize, evaluate
 from .losses import LAYERS
@@ -27,6 +27,8 @@ def judge(options: EvaluateOptions, progress: Callable[[int, Row], None] | None 
     Raises:
         InputError: a network, picture source or weight file that cannot be used.
     """
+    if options.out:
+        check_writable(options.out, options.overwrite)
     stylizer = Stylizer.load(options.model, device=options.device)
     vgg = load_vgg19(options.vgg, LAYERS[-1]).to(resolve_device(options.device))
     contents, styles = (
@@ -44,7 +46,7 @@ def judge(options: EvaluateOptions, progress: Callable[[int, Row], None] | None 
         progress=progress,
     )
     if options.out:
-        write_text(options.out, report.to_json())
+        write_text(options.out, report.to_json(), overwrite=options.overwrite)
     return report
 
 

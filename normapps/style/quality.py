@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import resize
+from ..data.images import LUMA, fit
 from ..engine.device import evaluating
 from ..errors import InputError
 from ..models.vgg import Vgg19
@@ -25,7 +25,6 @@ JUDGED = 256
 METRICS = ("ssim", "rel_content", "rel_style", "rel_gram", "lattice")
 
 _WINDOW = 11
-_GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,12 @@ def score(output: np.ndarray, content: np.ndarray, style: np.ndarray, vgg: Vgg19
     Raises:
         InputError: sizes differ, or a picture is too thin to be judged.
     """
-    _check(output, content, style)
+    if output.shape != content.shape:
+        raise InputError(
+            f"the output is {output.shape[1]}×{output.shape[0]}, its content "
+            f"{content.shape[1]}×{content.shape[0]}; a picture is judged at its content's size"
+        )
+    check_judgeable(content, style)
     small = [fit(pixels, min(JUDGED, max(pixels.shape[:2]))) for pixels in (output, content, style)]
     got, shown, wanted = (_features(vgg, pixels) for pixels in small)
     return Scores(
@@ -93,7 +97,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
             f"SSIM of {image.shape[:2]} and {reference.shape[:2]} pixels: needs one size of at "
             f"least {_WINDOW} a side"
         )
-    one, two = (torch.from_numpy(x @ np.array(_GREY))[None, None] for x in (image, reference))
+    one, two = (torch.from_numpy(x @ np.array(LUMA))[None, None] for x in (image, reference))
     return float(ssim_map(one, two, _WINDOW, max_val=255.0, eps=0.0, padding="valid").mean())
 
 
@@ -103,24 +107,12 @@ def relative_distance(output: Tensor, content: Tensor) -> Tensor:
     return difference / content.flatten(1).square().sum(1)
 
 
-def fit(pixels: np.ndarray, long_side: int) -> np.ndarray:
-    """Scale a picture to a long side in pixels by Lanczos's filter, up or down.
+def check_judgeable(content: np.ndarray, style: np.ndarray) -> None:
+    """Raise InputError where a picture, reduced to long side `JUDGED`, is too thin for a score.
 
     Args:
-        pixels: (H, W, 3) uint8.
-        long_side: of the result; its short side is at least 1.
+        content, style: (H, W, 3) uint8.
     """
-    height, width = pixels.shape[:2]
-    scale = long_side / max(height, width)
-    return resize(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
-
-
-def _check(output: np.ndarray, content: np.ndarray, style: np.ndarray) -> None:
-    if output.shape != content.shape:
-        raise InputError(
-            f"the output is {output.shape[1]}×{output.shape[0]}, its content "
-            f"{content.shape[1]}×{content.shape[0]}; a picture is judged at its content's size"
-        )
     for name, pixels in (("content", content), ("style", style)):
         height, width = pixels.shape[:2]
         if min(height, width) * min(1.0, JUDGED / max(height, width)) < _WINDOW:

@@ -49,7 +49,7 @@ class Renderer:
             image: (1, 3, H, W) uint8, or float in [0, 1].
         """
         side = self._tile_side(image)
-        return _smaller(side, lambda side: self._measure(image, side, {}))
+        return _smaller(side, lambda side: self._measure(image, side, None))
 
     def render(self, image: Tensor, style: Levels, alpha: float = 1.0) -> Tensor:
         """Draw a picture with a style's moments.
@@ -93,7 +93,9 @@ class Renderer:
             out[..., top:bottom, left:right] = as_dtype(drawn.clamp(0, 1), image.dtype)
         return out[..., :height, :width]
 
-    def _measure(self, image: Tensor, side: int, kept: dict[Tile, tuple[Tensor, Tensor]]) -> Levels:
+    def _measure(
+        self, image: Tensor, side: int, kept: dict[Tile, tuple[Tensor, Tensor]] | None
+    ) -> Levels:
         """Merge the moments of all tiles over the true region; features that fit go to `kept`."""
         padded = pad_to_stride(image, STRIDE, _LEAST)
         fits = image.shape[2] * image.shape[3] <= _KEPT
@@ -102,7 +104,7 @@ class Renderer:
             features = self._encode(tile.cut(padded))
             inner = [tile.crop(x, stride) for x, stride in zip(features, STRIDES, strict=True)]
             parts.append(moments(inner, self._coverage(tile, image, padded)))
-            if fits:
+            if fits and kept is not None:
                 kept[tile] = features
         return _both([parts[0][i].merge(*(part[i] for part in parts[1:])) for i in (0, 1)])
 

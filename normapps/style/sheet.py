@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.images import Picture
+from ..data.images import Picture, fit, read_image, writable_format, write_image
+from ..data.inputs import find_inputs
 from ..errors import InputError
-from .quality import fit
-from .styles import Style
-from .stylizer import Stylizer
+from ..files import check_writable
+from .options import PRESET, SheetOptions
+from .styles import Style, list_presets
+from .stylizer import Stylizer, resolve_style
 
 _GAP, _LABEL = 8, 20
 
@@ -50,6 +53,42 @@ def contact_sheet(
         for style in styles:
             cells.append((style.name, fit(stylizer(drawn, style, alpha=alpha).pixels, tile)))
     return Picture(_page(cells, columns or _columns(len(contents), len(styles) + 1)))
+
+
+def sheet_of_files(contents: Sequence[str], out: str, options: SheetOptions) -> list[str]:
+    """Draw the sheet of photo files and write it.
+
+    Args:
+        contents: files, globs or folders.
+        out: the picture to write; its suffix says the format.
+        options: styles and layout.
+
+    Returns:
+        One line for each photo that cannot be read; the sheet is drawn without them.
+
+    Raises:
+        InputError: the output cannot be written, a style cannot be read, or no photo can.
+    """
+    writable_format(out)
+    check_writable(out, options.overwrite)
+    stylizer = Stylizer.load(options.model, device=options.device)
+    specs = options.style or tuple(PRESET + name for name in list_presets(options.model))
+    styles = [resolve_style(stylizer, spec, options.style_size) for spec in specs]
+    photos, failed = [], []
+    for item in find_inputs(contents):
+        try:
+            photo = read_image(item.path or sys.stdin.buffer, max_pixels=options.max_pixels)
+            small = fit(photo.pixels, 2 * options.tile)
+            photos.append(dataclasses.replace(photo, pixels=small, alpha=None))
+        except InputError as error:
+            failed.append(str(error))
+    if not photos:
+        raise InputError("; ".join(failed))
+    page = contact_sheet(
+        stylizer, photos, styles, tile=options.tile, columns=options.columns, alpha=options.alpha
+    )
+    write_image(page, out, overwrite=options.overwrite)
+    return failed
 
 
 def _columns(contents: int, a_row: int) -> int:

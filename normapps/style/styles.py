@@ -6,6 +6,7 @@ that measured it and is refused by others.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from safetensors.torch import save_file
 
 from ..errors import InputError, unknown
 from ..files import atomic_path
-from ..models.shipped import shipped_folder
+from ..models.shipped import resolve_model
 from ..norm import Moments, mix
+from .options import SUFFIX
 
-SUFFIX = ".style"
+_LEVELS = 2
 _FORMAT = {"format": "normapps-style", "version": "1"}
 
 
@@ -36,6 +38,14 @@ class Style:
     name: str
     model: str
     levels: tuple[Moments, ...]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the model and the moments, 64 hexadecimal digits."""
+        state = hashlib.sha256(self.model.encode())
+        for level in self.levels:
+            for part in (level.mean, level.var):
+                state.update(part.contiguous().numpy().tobytes())
+        return state.hexdigest()
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a `.style` file (a safetensors file of a few kilobytes).
@@ -67,9 +77,13 @@ def load_style(path: str | os.PathLike[str]) -> Style:
         raise InputError(f"{path}: damaged or not a style file; encode it again") from error
     if any(metadata.get(key) != value for key, value in _FORMAT.items()):
         raise InputError(f"{path}: not a style file of version 1; encode it again")
-    numbers = sorted({int(key.split(".")[0]) for key in tensors})
-    parts = [[tensors[f"{i}.{key}"] for key in ("count", "mean", "var")] for i in numbers]
-    return Style(metadata["name"], metadata["model"], tuple(Moments(*part) for part in parts))
+    try:
+        parts = [
+            [tensors[f"{i}.{key}"] for key in ("count", "mean", "var")] for i in range(_LEVELS)
+        ]
+        return Style(metadata["name"], metadata["model"], tuple(Moments(*part) for part in parts))
+    except (KeyError, InputError) as error:
+        raise InputError(f"{path}: damaged or not a style file; encode it again") from error
 
 
 def blend(styles: Sequence[Style], weights: Sequence[float], name: str = "") -> Style:
@@ -90,17 +104,24 @@ def blend(styles: Sequence[Style], weights: Sequence[float], name: str = "") -> 
     return Style(name or "+".join(s.name for s in styles), styles[0].model, mixed)
 
 
-def list_presets(model: str = "adain-tiny") -> list[str]:
-    """Return the names of the styles that ship with a model, sorted."""
-    return sorted(path.stem for path in (shipped_folder(model) / "styles").glob(f"*{SUFFIX}"))
+def list_presets(model: str | os.PathLike[str] = "adain-tiny") -> list[str]:
+    """Return the names of the styles in a model's folder `styles/`, sorted.
+
+    Args:
+        model: a shipped name or a model folder.
+    """
+    return sorted(path.stem for path in (resolve_model(model) / "styles").glob(f"*{SUFFIX}"))
 
 
-def preset_path(name: str, model: str = "adain-tiny") -> Path:
-    """Return the file of a shipped style.
+def preset_path(name: str, model: str | os.PathLike[str] = "adain-tiny") -> Path:
+    """Return the file of a model's preset.
 
     Raises:
         InputError: no such preset; the nearest name is suggested.
     """
-    if name not in list_presets(model):
-        raise unknown("preset", name, list_presets(model))
-    return shipped_folder(model) / "styles" / f"{name}{SUFFIX}"
+    names = list_presets(model)
+    if not names:
+        raise InputError(f"{model}: has no presets; give --style a painting")
+    if name not in names:
+        raise unknown("preset", name, names)
+    return resolve_model(model) / "styles" / f"{name}{SUFFIX}"

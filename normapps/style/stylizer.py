@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import Picture, read_image, resize, to_picture, with_pixels
+from ..data.images import Picture, fit, fitted_size, read_image, to_picture, with_pixels
 from ..engine.device import place, resolve_device, resolve_dtype
 from ..errors import InputError
 from ..models.adain_tiny import AdainTiny, Levels
 from ..models.folder import load_model, read_manifest
 from ..models.shipped import resolve_model
 from .color import preserve_color as recolor
-from .options import PRESET
+from .options import PRESET, SUFFIX
 from .render import Renderer, as_dtype
-from .styles import SUFFIX, Style, load_style, preset_path
+from .styles import Style, load_style, preset_path
 
 Content = TypeVar("Content", Image.Image, Picture, Tensor)
 
@@ -39,6 +39,7 @@ class Stylizer:
         network: with the weights, in evaluation mode.
         fingerprint: SHA-256 of the weights, kept in every style.
         device, dtype: where and in what precision convolutions run; moments are always float32.
+        folder: the model folder, whose presets `resolve_style` finds.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Stylizer:
         fingerprint: str,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        folder: Path | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         network = place(network.eval().requires_grad_(False), device, dtype)
         self.renderer = Renderer(network, device)
         self.fingerprint = fingerprint
+        self.folder = folder
 
     @classmethod
     def load(
@@ -59,9 +62,15 @@ class Stylizer:
         model: str | os.PathLike[str] = "adain-tiny",
         *,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
     ) -> Stylizer:
         """Load a shipped network by name, or a model folder that `normapps style train` wrote.
+
+        Args:
+            model: the name or folder.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where the device computes
+                in it, about twice as fast as float32 and at most a few levels of 255 away.
 
         Raises:
             InputError: no such model, damaged weights, another kind of network, or no such device.
@@ -71,7 +80,8 @@ class Stylizer:
         if not isinstance(network, AdainTiny):
             raise InputError(f"{folder}: holds no stylization network")
         fingerprint = read_manifest(folder).sha256["model.safetensors"]
-        return cls(network, fingerprint, resolve_device(device), resolve_dtype(dtype))
+        where = resolve_device(device)
+        return cls(network, fingerprint, where, resolve_dtype(dtype, where), folder)
 
     def style(
         self,
@@ -107,7 +117,7 @@ class Stylizer:
         Args:
             content: PIL image, Picture, or tensor (3, H, W) or (1, 3, H, W) float in [0, 1].
             style: what `style`, `load_style` or `blend` returned, of the same weights.
-            alpha: 0 renders the content with its own statistics, 1 with the style's.
+            alpha: 0 returns the content itself, 1 draws it with the style's statistics.
             size: long side of the result; the content's own by default.
             preserve_color: `none`, `luma` or `transport` (see `style.color`).
 
@@ -146,8 +156,9 @@ def resolve_style(stylizer: Stylizer, spec: str, size: int = 512) -> Style:
         InputError: no such preset or file, or one that cannot be read.
     """
     if spec.startswith(PRESET):
-        return load_style(preset_path(spec.removeprefix(PRESET)))
-    if spec.endswith(SUFFIX):
+        name = spec.removeprefix(PRESET)
+        return load_style(preset_path(name, stylizer.folder or "adain-tiny"))
+    if spec.lower().endswith(SUFFIX):
         return load_style(spec)
     return stylizer.style(spec, size=size)
 
@@ -163,7 +174,12 @@ def _to_source(image: Image.Image | Picture | Tensor) -> Picture | Tensor:
 def _checked(image: Tensor) -> Tensor:
     """Return a tensor image as (1, 3, H, W)."""
     batch = image.unsqueeze(0) if image.dim() == 3 else image
-    if batch.dim() != 4 or batch.shape[:2] != (1, 3) or not batch.is_floating_point():
+    if (
+        batch.dim() != 4
+        or batch.shape[:2] != (1, 3)
+        or not batch.is_floating_point()
+        or not batch.numel()
+    ):
         raise InputError(
             f"image of shape {tuple(image.shape)} {image.dtype}: "
             "give (3, H, W) or (1, 3, H, W) float in [0, 1]"
@@ -178,18 +194,11 @@ def _resized(source: Picture | Tensor, size: int | None) -> Picture | Tensor:
     if size < 1:
         raise InputError(f"size {size}: must be at least 1")
     if isinstance(source, Picture):
-        width, height = source.size
-        shape = _scaled(width, height, size)
-        alpha = None if source.alpha is None else resize(source.alpha, *shape)
-        return dataclasses.replace(source, pixels=resize(source.pixels, *shape), alpha=alpha)
-    width, height = _scaled(source.shape[3], source.shape[2], size)
+        alpha = None if source.alpha is None else fit(source.alpha, size)
+        return dataclasses.replace(source, pixels=fit(source.pixels, size), alpha=alpha)
+    width, height = fitted_size(source.shape[3], source.shape[2], size)
     scaled = F.interpolate(source, (height, width), mode="bicubic", antialias=True)
     return scaled.clamp(0, 1)
-
-
-def _scaled(width: int, height: int, size: int) -> tuple[int, int]:
-    ratio = size / max(width, height)
-    return max(1, round(width * ratio)), max(1, round(height * ratio))
 
 
 def _to_tensor(source: Picture | Tensor) -> Tensor:

@@ -8,7 +8,9 @@ judges, which makes its strokes bold enough for pictures that are looked at from
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from ..engine.distributed import World, world
 from ..engine.progress import TrainingProgress
 from ..engine.run import (
     Metrics,
+    StopRequest,
     flatten,
     has_checkpoint,
     load_checkpoint,
@@ -75,15 +78,20 @@ def train(options: TrainOptions, folder: Path) -> Path:
         InputError: a source, weight file or checkpoint cannot be used.
     """
     device = resolve_device(options.device)
+    _check_folder(folder)
     with world(device) as here:
         device = torch.device("cuda", here.local_rank) if device.type == "cuda" else device
         trainer = _Trainer(options, folder, device, here)
-        try:
-            trainer.run()
-        except KeyboardInterrupt:
-            trainer.save()
-            raise
+        trainer.run()
         return trainer.publish()
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before any work, a folder that holds something else than a run."""
+    if (folder / "options.json").exists():
+        from_json(TrainOptions, folder / "options.json")
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and no training run; choose another folder")
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -201,9 +209,10 @@ class _Trainer:
         network = self._distributed()
         last = self.step + (self.options.stop_after or self.options.steps)
         metrics = Metrics(self.folder, self.step) if self.here.is_main else None
-        with TrainingProgress(self.options.steps, self.step, self.here.is_main) as progress:
+        shown = TrainingProgress(self.options.steps, self.step, self.here.is_main)
+        with shown as progress, StopRequest() as stop:
             for step, batch in batches(self.options, self.step, self.here.rank, self.device):
-                if step >= last:
+                if step >= last or stop.requested:
                     break
                 values = self._take(network, batch)
                 progress.update(step + 1, values)
@@ -213,6 +222,8 @@ class _Trainer:
         if metrics is not None:
             metrics.close()
         self.save()
+        if stop.requested:
+            raise KeyboardInterrupt
 
     def _take(self, network: nn.Module, batch: Batch) -> dict[str, float]:
         for group in self.optimizer.param_groups:
@@ -225,12 +236,13 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
+        means = self.here.mean(torch.stack([*terms.values(), norm]).detach()).tolist()
+        if not math.isfinite(sum(means)):
+            raise InputError(f"step {self.step}: the loss is not finite; resume with a lower --lr")
         self.optimizer.step()
         update_average(self.average, self.model, self.options.ema, self.step)
         self.step += 1
-        values = torch.stack([*terms.values(), norm]).detach()
-        names = [*terms, "grad_norm"]
-        return dict(zip(names, self.here.mean(values).tolist(), strict=True))
+        return dict(zip([*terms, "grad_norm"], means, strict=True))
 
     def _distributed(self) -> nn.Module:
         if self.here.size == 1:
@@ -309,8 +321,16 @@ def _fixed_pictures(options: TrainOptions, device: torch.device) -> Batch:
     pair = []
     for source in _sources(options):
         picks = np.linspace(0, len(source) - 1, 4).astype(int)
-        pair.append(_tensor([source.crop(int(i), rng, 256, 1.0) for i in picks], device))
+        pair.append(_tensor([_readable(source, int(i), rng) for i in picks], device))
     return Batch(pair[0], pair[1], 1)
+
+
+def _readable(source: PictureSource, index: int, rng: np.random.Generator) -> np.ndarray:
+    """Crop the picture of an index, or the first after it that is not damaged."""
+    for shift in range(len(source)):
+        with contextlib.suppress(InputError):
+            return source.crop((index + shift) % len(source), rng, 256, 1.0)
+    raise InputError("no picture can be read; check --contents and --styles")
 
 
 def _features(vgg: Vgg19, image: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from normapps.cli.main import app
+from normapps.errors import InputError, UsageError
 from normapps.models.adain_tiny import AdainTiny
 from normapps.models.folder import save_model
 from normapps.style.styles import load_style
@@ -81,5 +82,41 @@ def test_train_and_evaluate_in_two_commands(pictures: Path, tmp_path: Path) -> N
 
 def test_wrong_options_are_usage_errors(pictures: Path, tmp_path: Path) -> None:
     arguments = ["style", "train", "--contents", str(pictures), "-o", str(tmp_path / "run")]
-    with pytest.raises(Exception, match="--contents and --styles"):
+    with pytest.raises(UsageError, match="--contents and --styles"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_report_is_not_overwritten(pictures: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("precious")
+    arguments = ["style", "evaluate", "--contents", str(pictures), "--styles", str(pictures)]
+    with pytest.raises(InputError, match="--overwrite"):
+        CliRunner().invoke(app, [*arguments, "-o", str(report)], catch_exceptions=False)
+    assert report.read_text() == "precious"
+
+
+def test_style_files_have_their_suffix(model: str, pictures: Path, tmp_path: Path) -> None:
+    arguments = ["style", "encode", str(pictures / "0.png"), "-o", str(tmp_path / "x.png")]
+    with pytest.raises(UsageError, match=r"must end in \.style"):
+        CliRunner().invoke(app, [*arguments, "--model", model], catch_exceptions=False)
+
+
+def test_a_sheet_leaves_out_what_cannot_be_read(model: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"damaged")
+    out = tmp_path / "sheet.png"
+    photos = [str(pictures / "0.png"), str(tmp_path / "bad.png")]
+    options = ["--style", photos[0], "-o", str(out), "--model", model, "--tile", "32"]
+    result = CliRunner().invoke(app, ["style", "sheet", *photos, *options])
+    assert result.exit_code == 1
+    assert "bad.png" in result.stderr
+    assert out.exists()
+    with pytest.raises(InputError, match=r"bad\.png"):
+        CliRunner().invoke(
+            app, ["style", "sheet", photos[1], *options, "--overwrite"], catch_exceptions=False
+        )
+
+
+def test_an_unknown_device_is_a_usage_error(pictures: Path, tmp_path: Path) -> None:
+    arguments = ["style", "sheet", str(pictures), "-o", str(tmp_path / "s.png"), "--device", "tpu"]
+    with pytest.raises(UsageError, match="--device 'tpu': must be auto, cpu, cuda"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -136,3 +136,23 @@ def test_a_crop_depends_on_the_generator_only(folder: Path, astronaut: np.ndarra
     assert source.name(0) == "astronaut.png"
     assert (cuts[0] == cuts[1]).all()
     assert (cuts[0] != cuts[2]).any()
+
+
+def test_every_place_holds_out_its_own_pictures(tmp_path: Path) -> None:
+    """Whichever places are named together, a picture is held out or it is not."""
+    for name, count in (("a", 5), ("b", 7)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{name}{i}.png")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    names = []
+    for places in ([a, b], [b]):
+        source = PictureSource(places, 3, held=True)
+        names.append({source.name(i) for i in range(len(source))})
+    assert names == [{"a2.png", "b2.png", "b5.png"}, {"b2.png", "b5.png"}]
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("one.png", "._one.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert len(PictureSource([str(tmp_path)])) == 1

@@ -9,6 +9,8 @@ from torch import nn
 from normapps.engine.device import evaluating, place, resolve_device, resolve_dtype
 from normapps.errors import InputError
 
+CPU = torch.device("cpu")
+
 
 def test_auto_takes_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -35,9 +37,22 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_dtypes_by_name() -> None:
-    assert resolve_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(InputError, match="--dtype int8: choose one of float32"):
-        resolve_dtype("int8")
+    assert resolve_dtype("bfloat16", CPU) is torch.bfloat16
+    with pytest.raises(InputError, match="--dtype int8: choose auto or one of float32"):
+        resolve_dtype("int8", CPU)
+
+
+def test_auto_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, want in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+        ({}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert resolve_dtype("auto", CPU) is want
+    assert resolve_dtype("auto", torch.device("mps")) is torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
 
 
 def test_place_casts_and_lays_out_weights() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from normapps.engine.run import (
     Metrics,
+    StopRequest,
     has_checkpoint,
     load_checkpoint,
     optimizer_tensors,
@@ -99,3 +102,25 @@ def test_the_average_follows_and_soon_forgets_its_start() -> None:
     nn.init.zeros_(average.weight)
     update_average(average, model, 0.9, step=10_000)
     assert average.weight.item() == pytest.approx(0.1)
+
+
+def test_the_first_signal_asks_and_the_second_interrupts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def work() -> None:
+        with StopRequest() as stop:
+            assert not stop.requested
+            assert signal.getsignal(signal.SIGINT) is before
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()

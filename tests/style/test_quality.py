@@ -7,11 +7,11 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from normapps.data.images import resize
+from normapps.data.images import fit, resize
 from normapps.errors import InputError
 from normapps.models.vgg import Vgg19
 from normapps.style.losses import LAYERS
-from normapps.style.quality import JUDGED, METRICS, Scores, fit, relative_distance, score, ssim
+from normapps.style.quality import JUDGED, METRICS, Scores, relative_distance, score, ssim
 
 
 def noisy(pixels: np.ndarray, sigma: float) -> np.ndarray:

@@ -78,3 +78,24 @@ def test_every_preset_belongs_to_the_shipped_weights() -> None:
         style = load_style(preset_path(name))
         assert (style.name, style.model) == (name, fingerprint)
         assert preset_path(name).stat().st_size <= 16_000
+
+
+def test_a_file_of_other_tensors_is_damaged(tmp_path: Path) -> None:
+    metadata = {"format": "normapps-style", "version": "1", "name": "x", "model": "m"}
+    save_file({"0.count": torch.ones(1)}, tmp_path / "x.style", metadata)
+    with pytest.raises(InputError, match=r"x\.style: damaged"):
+        load_style(tmp_path / "x.style")
+
+
+def test_the_digest_tells_styles_and_models_apart() -> None:
+    assert _style(0).digest() == _style(0).digest()
+    assert len({s.digest() for s in (_style(0), _style(1), _style(0, "other"))}) == 3
+
+
+def test_presets_are_those_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "styles").mkdir()
+    with pytest.raises(InputError, match="has no presets"):
+        preset_path("ink", tmp_path)
+    _style(0).save(tmp_path / "styles" / "mine.style")
+    assert list_presets(tmp_path) == ["mine"]
+    assert preset_path("mine", tmp_path).parent == tmp_path / "styles"

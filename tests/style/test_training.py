@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from PIL import Image
 from normapps.engine.run import load_checkpoint
 from normapps.errors import InputError
 from normapps.models.folder import load_model
+from normapps.style import training
 from normapps.style.options import TrainOptions
 from normapps.style.training import batches, learning_rate, train
 
@@ -169,3 +174,55 @@ def test_two_processes_average_their_gradients(options: TrainOptions, tmp_path: 
     pairs = zip(load_model(alone).state_dict().values(), both.values(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_stops_after_the_step_and_resumes_exactly(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(options, tmp_path / "whole")
+    update = training.update_average
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        update(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "update_average", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(options, tmp_path / "parts")
+    latest = Path("checkpoint") / "latest.safetensors"
+    assert load_checkpoint(tmp_path / "parts" / latest)[1] == {"step": 1}
+    train(options, tmp_path / "parts")
+    whole, parts = (load_checkpoint(tmp_path / n / latest)[0] for n in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_diverging_run_stops_with_its_last_good_weights(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"the loss is not finite; resume with a lower --lr"):
+        train(replace(options, lr=1e30, save_every=1), tmp_path)
+    assert not (tmp_path / "model").exists()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert all(math.isfinite(json.loads(line)["total"]) for line in lines)
+
+
+def test_a_folder_of_something_else_is_refused(options: TrainOptions, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty and no training run"):
+        train(options, tmp_path)
+    (tmp_path / "options.json").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match=r"options\.json"):
+        train(options, tmp_path)
+    assert (tmp_path / "options.json").read_text() == '{"mine": 1}'
+
+
+def test_sample_grids_pass_over_damaged_pictures(
+    options: TrainOptions, places: tuple[str, str], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(places[0], photos)
+    (photos / "0.png").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"0\.png"):
+        train(replace(options, contents=(str(photos),)), tmp_path / "run")
+    assert (tmp_path / "run" / "samples" / "000003.png").exists()
