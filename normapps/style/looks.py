@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.images import read_image
 from ..errors import InputError
+from ..files import sha256
 from .options import PRESET, SUFFIX, StylizeOptions
 from .plan import style_name
 
@@ -22,7 +24,7 @@ class Look:
     Attributes:
         style: what the stylizer takes.
         label: the style as the user gave it, a blend as `0.7 a.jpg + 0.3 b.jpg`.
-        parts: hash of the moments and weight of each style in it; JSON values.
+        parts: hash of the file and weight of each style in it; JSON values.
     """
 
     style: Style
@@ -40,7 +42,7 @@ def choose_looks(options: StylizeOptions, stylizer: Stylizer) -> list[Look]:
 
     specs, weights = options.style, options.weights
     styles = [_measure(spec, options, stylizer) for spec in specs]
-    hashes = [style.digest() for style in styles]
+    hashes = [_hash(*each, stylizer) for each in zip(specs, styles, strict=True)]
     if weights is None:
         parts = ([{"sha256": digest, "weight": 1.0}] for digest in hashes)
         return [Look(*each) for each in zip(styles, specs, parts, strict=True)]
@@ -64,3 +66,12 @@ def _measure(spec: str, options: StylizeOptions, stylizer: Stylizer) -> Style:
             "name the painting itself, or encode it again"
         )
     return style
+
+
+def _hash(spec: str, style: Style, stylizer: Stylizer) -> str:
+    """Hash a style's file; of a pipe, which cannot be read again, the moments that came of it."""
+    from .stylizer import preset_file
+
+    name = spec.removeprefix(PRESET)
+    path = preset_file(stylizer, name) if spec.startswith(PRESET) else Path(spec)
+    return sha256(path) if path.is_file() else style.digest()

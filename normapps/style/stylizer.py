@@ -156,11 +156,19 @@ def resolve_style(stylizer: Stylizer, spec: str, size: int = 512) -> Style:
         InputError: no such preset or file, or one that cannot be read.
     """
     if spec.startswith(PRESET):
-        name = spec.removeprefix(PRESET)
-        return load_style(preset_path(name, stylizer.folder or "adain-tiny"))
+        return load_style(preset_file(stylizer, spec.removeprefix(PRESET)))
     if spec.lower().endswith(SUFFIX):
         return load_style(spec)
     return stylizer.style(spec, size=size)
+
+
+def preset_file(stylizer: Stylizer, name: str) -> Path:
+    """Return the file of a preset of the stylizer's model.
+
+    Raises:
+        InputError: the model has no such preset.
+    """
+    return preset_path(name, stylizer.folder or "adain-tiny")
 
 
 def _to_source(image: Image.Image | Picture | Tensor) -> Picture | Tensor:

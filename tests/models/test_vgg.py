@@ -138,7 +138,9 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
     layers = nn.Sequential(*sequential([64, 64], "zeros", ceil=False))
     state = {f"features.{key}": value for key, value in layers.state_dict().items()}
     save_file(state, tmp_path / "short.safetensors")
-    with pytest.raises(InputError, match=r"has 2 convolutions, relu2_1 needs more"):
+    with pytest.raises(
+        InputError, match=r"short\.safetensors: no VGG-19 weights up to relu2_1 .*2 convolutions"
+    ):
         load_vgg19(tmp_path / "short.safetensors", "relu2_1")
 
 
@@ -146,7 +148,7 @@ def test_another_network_of_that_layout_is_refused(tmp_path: Path) -> None:
     layers = nn.Sequential(*sequential([32, 32], "zeros", ceil=False))
     state = {f"features.{key}": value for key, value in layers.state_dict().items()}
     save_file(state, tmp_path / "narrow.safetensors")
-    with pytest.raises(InputError, match=r"shape \(32, 3, 3, 3\) does not fit"):
+    with pytest.raises(InputError, match=r"narrow\.safetensors: no VGG-19 .*shape \(32, 3, 3, 3\)"):
         load_vgg19(tmp_path / "narrow.safetensors", "relu1_2")
 
 

@@ -230,6 +230,6 @@ def test_load_takes_a_model_folder(tmp_path: Path, painting: Image.Image) -> Non
     assert (again.name, again.model) == ("p", stylizer.fingerprint)
     assert torch.equal(stylizer(torch.ones(3, 9, 9), again), stylizer(torch.ones(3, 9, 9), style))
     assert (tmp_path / "p.style").stat().st_size <= 16_000
-    with pytest.raises(InputError, match="unknown preset 'nothing'"):
+    with pytest.raises(InputError, match="has no presets; give --style a painting"):
         resolve_style(stylizer, "preset:nothing")
     assert load_style(tmp_path / "p.style").levels[0].partition == INSTANCE
