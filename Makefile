@@ -4,8 +4,8 @@
 
 PYTHON ?= python3
 TORCH ?=
-DEMO_PHOTO ?= coffee
-DEMO_STYLE ?= preset:ink
+DEMO_PHOTO ?= chelsea
+DEMO_STYLE ?= preset:gold
 BIN := .venv/bin
 # one stamp a choice of torch; without a choice, the torch that is there will do
 CHOICE := $(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+_-' _)
