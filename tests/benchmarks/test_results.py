@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,7 @@ def test_a_table_has_a_cell_for_each_column() -> None:
 
 
 def test_results_say_where_and_of_what_they_are() -> None:
-    from importlib.metadata import version
-
+    import torch
     from results import conditions
 
     line = conditions(["torch", "no-such-package"])
@@ -51,7 +51,7 @@ def test_results_say_where_and_of_what_they_are() -> None:
 def test_microast_is_the_published_network(
     shared_dir: Path, astronaut: np.ndarray, coffee: np.ndarray
 ) -> None:
-
+    import torch
     from microast import MicroAST
 
     network = MicroAST(shared_dir / "weights" / "microast")
