@@ -409,3 +409,11 @@ def test_a_round_trip_through_bytes_keeps_every_bit(astronaut: np.ndarray) -> No
         back = read_image(io.BytesIO(encode_image(Picture(astronaut, alpha), kind)))
         np.testing.assert_array_equal(back.pixels, astronaut)
         np.testing.assert_array_equal(back.alpha, alpha)
+
+
+def test_a_real_heic_file_is_read(tmp_path: Path, coffee: np.ndarray) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    heif.from_pillow(Image.fromarray(coffee)).save(tmp_path / "a.heic", quality=95)
+    picture = read_image(tmp_path / "a.heic")
+    assert picture.pixels.shape == coffee.shape
+    assert np.abs(picture.pixels.astype(int) - coffee).mean() < 4
