@@ -106,3 +106,32 @@ def test_pairing_depends_on_the_seed_and_fewer_pairs_are_the_first_of_more() -> 
     assert pairing(40, 30, 50) == pairing(40, 30, 50)
     assert pairing(40, 30, 50) != pairing(40, 30, 50, seed=1)
     assert pairing(40, 30, 95)[:33] == pairing(40, 30, 33)
+
+
+def test_a_picture_that_cannot_be_judged_costs_its_pair_only(
+    tmp_path: Path,
+    photos: dict[str, np.ndarray],
+    sources: tuple[PictureSource, PictureSource],
+    random_vgg: Vgg19,
+) -> None:
+    tmp_path = tmp_path / "mixed"
+    tmp_path.mkdir()
+    for i, name in enumerate(("coffee", "chelsea")):
+        Image.fromarray(photos[name]).resize((96, 64)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"damaged")
+    Image.new("RGB", (600, 12)).save(tmp_path / "3.png")
+    source = PictureSource([str(tmp_path)])
+    with pytest.warns(UserWarning, match="pair left out") as caught:
+        report = evaluate(untouched, source, sources[1], pairs=4, vgg=random_vgg, size=64)
+    assert len(caught) == 2
+    assert sorted(row.content for row in report.rows) == ["0.png", "1.png"]
+
+
+def test_too_few_pairs_that_can_be_judged_are_said(tmp_path: Path, random_vgg: Vgg19) -> None:
+    (tmp_path / "bad.png").write_bytes(b"damaged")
+    source = PictureSource([str(tmp_path)])
+    with (
+        pytest.warns(UserWarning, match=r"bad\.png"),
+        pytest.raises(InputError, match="0 of 3 pairs could be judged"),
+    ):
+        evaluate(untouched, source, source, pairs=3, vgg=random_vgg, size=64)
