@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -55,8 +55,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def place(model: Network, device: torch.device, dtype: torch.dtype = torch.float32) -> Network:
     """Move a convolutional network to a device and precision, weights channels_last."""
-    model.to(device, dtype)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    # some of the torch versions that we allow do not type this keyword
+    convert: Any = model.to(device, dtype).to
+    convert(memory_format=torch.channels_last)
+    return model
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
 
 def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return Σ^½ and Σ^-½ of (..., D, D) symmetric matrices, for the price of one of them."""
-    root, inverse = _Roots.apply(matrix)  # type: ignore[no-untyped-call]
+    apply: Any = _Roots.apply  # typed by some of the torch versions that we allow only
+    root, inverse = apply(matrix)
     return root, inverse
 
 
@@ -116,5 +117,6 @@ class _Sylvester(torch.autograd.Function):
 
 
 def _solve_sylvester(root: Tensor, right: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    solution: Tensor = _Sylvester.apply(root, right, values, vectors)  # type: ignore[no-untyped-call]
+    apply: Any = _Sylvester.apply
+    solution: Tensor = apply(root, right, values, vectors)
     return solution
