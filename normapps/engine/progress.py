@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +22,25 @@ _LINE_EVERY = 60.0
 """Seconds between lines where no terminal shows the bar."""
 
 
-class TrainingProgress:
+class _Shown:
+    """A bar that is on the screen inside a `with` block."""
+
+    _bar: Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+class TrainingProgress(_Shown):
     """Steps done, losses (running means) and time left, on stderr.
 
     Args:
@@ -48,18 +67,6 @@ class TrainingProgress:
         )
         self._task = self._bar.add_task("training", total=total, completed=done, losses="")
 
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
     def update(self, step: int, values: dict[str, float]) -> None:
         """Show that `step` steps are done, and the running mean of each value."""
         for name, value in values.items():
@@ -74,7 +81,7 @@ class TrainingProgress:
             print(f"{step}/{self._total}  {left:.0f} min left  {text}", file=sys.stderr, flush=True)
 
 
-class BatchProgress:
+class BatchProgress(_Shown):
     """Items done, the one at work and the time left, on stderr.
 
     Args:
@@ -103,18 +110,6 @@ class BatchProgress:
             expand=True,
         )
         self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> BatchProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def print(self, line: str) -> None:
         """Print a line to stderr, above the bar."""
