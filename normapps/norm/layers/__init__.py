@@ -1,0 +1,1 @@
+"""The named layers: each a short composition of partition, moments, operation and recovery."""

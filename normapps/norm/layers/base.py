@@ -1,0 +1,192 @@
+"""What every layer shares: where the channels are, the affine recovery, activation and dropout.
+
+A layer of ours stands exactly where another stood: it carries that layer's `drop` and `act`
+itself and keeps the names `weight` and `bias`, so that no key of a state dict changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InputError, NormappsError, unknown
+from ..recovery import affine
+
+LAYOUTS = {"any": "(N, C, ...)", "1d": "(N, C) or (N, C, L)", "2d": "(N, C, H, W)"}
+LAYOUTS |= {"3d": "(N, C, D, H, W)", "tokens": "(N, ..., C)"}
+"""Name of a layout → the shapes it stands for."""
+
+_AXES = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
+
+Piece = nn.Module | Callable[[], nn.Module] | None
+"""An activation or dropout: a module, a class to make one of, or nothing."""
+
+
+class NoStatisticsError(NormappsError, AttributeError):
+    """A layer was asked for population statistics that its kind does not have."""
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """A layer's place among the normalization methods (Huang et al. 2023)."""
+
+    partition: str
+    operation: str
+    recovery: str
+    paper: str
+
+
+class NormLayer(nn.Module):
+    """x ↦ act(drop(normalize(x))) in a layout; the base of all layers here.
+
+    A subclass says what `normalize` does to (N, C, *S), recovery included.
+
+    Attributes:
+        num_features: channels C.
+        layout: one of `LAYOUTS`.
+        act, drop: what follows the normalization; `nn.Identity` if nothing.
+    """
+
+    taxonomy: ClassVar[Taxonomy]
+    num_features: int
+    layout: str
+    act: nn.Module
+    drop: nn.Module
+
+    @classmethod
+    def for_layout(cls, layout: str) -> type[NormLayer]:
+        """Return the class that stands for this one in a layout."""
+        return cls
+
+    def carry(self, layout: str = "any", act: Piece = None, drop: Piece = None) -> None:
+        """Take over the layout, activation and dropout of the place where this layer stands.
+
+        Raises:
+            InputError: an unknown layout.
+        """
+        if layout not in LAYOUTS:
+            raise unknown("layout", layout, LAYOUTS)
+        self.layout = layout
+        self.drop = _made(drop)
+        self.act = _made(act)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize and recover (N, C, *S)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x, in the shape that `layout` says, then apply `drop` and `act`.
+
+        Raises:
+            InputError: x has another number of axes or channels, or is not floating; in training,
+                too few samples to measure.
+        """
+        return self.leave(self.normalize(self.enter(x)))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Check x and bring its channels to axis 1."""
+        tokens = self.layout == "tokens"
+        fits = x.dim() in _AXES[self.layout] if self.layout in _AXES else x.dim() >= 2
+        if not fits or x.shape[-1 if tokens else 1] != self.num_features:
+            wanted = LAYOUTS[self.layout].replace("C", f"C={self.num_features}")
+            raise InputError(f"{type(self).__name__} got {tuple(x.shape)}, needs {wanted}")
+        if not x.is_floating_point():
+            raise InputError(f"{type(self).__name__} got {x.dtype}, needs a floating dtype")
+        return x.movedim(-1, 1) if tokens else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Bring the channels back to their axis and apply `drop` and `act`."""
+        y: Tensor = self.act(self.drop(x.movedim(1, -1) if self.layout == "tokens" else x))
+        return y
+
+    def extra_repr(self) -> str:
+        """Return what `print(layer)` shows in the brackets."""
+        names = ("eps", "momentum", "affine", "layout")
+        shown = [f"{name}={getattr(self, name)}" for name in names if hasattr(self, name)]
+        return ", ".join([str(self.num_features), *shown])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name in ("running_mean", "running_var"):
+                raise NoStatisticsError(
+                    f"{type(self).__name__} keeps no {name}: what folds or fuses batch norms needs "
+                    "batch norms; convert back first, convert_norm(model, 'batch')"
+                ) from error
+            raise
+
+
+class AffineNorm(NormLayer):
+    """A layer with a scale and a shift a channel.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        affine: have `weight` (C,), from 1.
+        bias: have `bias` (C,), from 0, where `affine`.
+        layout, act, drop: see `NormLayer`.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+        layout: str = "any",
+        act: Piece = None,
+        drop: Piece = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_features(num_features)
+        self.num_features = num_features
+        self.eps = eps
+        self.affine = affine
+        place: Any = {"device": device, "dtype": dtype}
+        scale = nn.Parameter(torch.ones(num_features, **place)) if affine else None
+        shift = nn.Parameter(torch.zeros(num_features, **place)) if affine and bias else None
+        self.register_parameter("weight", scale)
+        self.register_parameter("bias", shift)
+        self.carry(layout, act, drop)
+
+    def recover(self, x: Tensor) -> Tensor:
+        """Scale and shift the channels of (N, C, *S)."""
+        return affine(x, self.weight, self.bias)
+
+
+def check_features(num_features: int) -> None:
+    """Check a number of channels.
+
+    Raises:
+        InputError: it is below 1.
+    """
+    if num_features < 1:
+        raise InputError(f"num_features {num_features}: must be at least 1")
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` that is not above `limit`.
+
+    Raises:
+        InputError: `limit` is below 1.
+    """
+    if limit < 1:
+        raise InputError(f"a group size of {limit}: must be at least 1")
+    return next(size for size in range(min(number, limit), 0, -1) if number % size == 0)
+
+
+def _made(piece: Piece) -> nn.Module:
+    if piece is None:
+        return nn.Identity()
+    return piece if isinstance(piece, nn.Module) else piece()
