@@ -9,9 +9,19 @@ from typing import Any
 from ..errors import InputError, unknown
 from .layers.base import NormLayer, Piece
 from .layers.batch import BatchNorm
+from .layers.group import GroupNorm
+from .layers.instance import InstanceNorm
+from .layers.layer import LayerNorm
+from .layers.position import PositionNorm
+from .layers.rms import RmsNorm
 
 NORMS: dict[str, type[NormLayer]] = {
     "batch": BatchNorm,
+    "rms": RmsNorm,
+    "position": PositionNorm,
+    "layer": LayerNorm,
+    "instance": InstanceNorm,
+    "group": GroupNorm,
 }
 """Name → layer. A new layer needs a line here and nothing else."""
 

@@ -22,6 +22,9 @@ LAYOUTS |= {"3d": "(N, C, D, H, W)", "tokens": "(N, ..., C)"}
 
 _AXES = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 
+_SHOWN = ("num_groups", "group_size", "num_splits", "num_classes", "num_domains")
+_SHOWN += ("eps", "momentum", "affine", "layout", "frozen", "sync")
+
 Piece = nn.Module | Callable[[], nn.Module] | None
 """An activation or dropout: a module, a class to make one of, or nothing."""
 
@@ -105,8 +108,8 @@ class NormLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `print(layer)` shows in the brackets."""
-        names = ("eps", "momentum", "affine", "layout")
-        shown = [f"{name}={getattr(self, name)}" for name in names if hasattr(self, name)]
+        values = {name: getattr(self, name) for name in _SHOWN if hasattr(self, name)}
+        shown = [f"{name}={value}" for name, value in values.items() if value is not False]
         return ", ".join([str(self.num_features), *shown])
 
     def __getattr__(self, name: str) -> Any:
@@ -173,6 +176,20 @@ def check_features(num_features: int) -> None:
     """
     if num_features < 1:
         raise InputError(f"num_features {num_features}: must be at least 1")
+
+
+def check_elements(layer: NormLayer, elements: int, x: Tensor) -> None:
+    """Check that a layer that measures each sample has something to measure.
+
+    Raises:
+        InputError: fewer than two elements share their statistics.
+    """
+    if elements < 2:
+        raise InputError(
+            f"{type(layer).__name__} got {tuple(x.shape)}: {elements} element is left for each "
+            "mean, so that nothing but the bias would come out; leave this layer as it was "
+            "(convert_norm's exclude= or example=)"
+        )
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -1,0 +1,57 @@
+"""Group normalization (Wu & He 2018), by torch's kernel."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import AffineNorm, Piece, Taxonomy, check_elements, largest_divisor
+
+
+class GroupNorm(AffineNorm):
+    """Standardize groups of channels of each sample over their positions, then scale and shift.
+
+    Args:
+        num_features: channels C.
+        num_groups: at most so many groups: the largest divisor of C that is not above, so that one
+            number serves all the widths of a network. The attribute tells how many there are.
+        eps, affine, bias: see `AffineNorm`.
+        layout, act, drop: see `NormLayer`.
+    """
+
+    taxonomy: ClassVar = Taxonomy("group", "standardize", "affine", "Wu & He 2018")
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int = 32,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+        layout: str = "any",
+        act: Piece = None,
+        drop: Piece = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            affine,
+            bias=bias,
+            layout=layout,
+            act=act,
+            drop=drop,
+            device=device,
+            dtype=dtype,
+        )
+        self.num_groups = largest_divisor(num_features, num_groups)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize and recover (N, C, *S)."""
+        check_elements(self, x.numel() // (x.shape[0] * self.num_groups), x)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
