@@ -172,6 +172,22 @@ def test_compiles_without_a_break(name: str) -> None:
             torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.census
+@every_layer
+def test_inductor_compiles_it(name: str) -> None:
+    """Slow: minutes of C++ compilation for all."""
+    x = _input()
+    expected_layer, layer = (_make(name) for _ in range(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True)
+    given, reference = (x.clone().requires_grad_() for _ in range(2))
+    found, expected = _run_compiled(compiled, name, given), _run(expected_layer, name, reference)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(given.grad, reference.grad, rtol=1e-3, atol=1e-3)
+
+
 def _run_compiled(compiled: Any, name: str, x: Tensor) -> Tensor:
     condition = _condition(name, x)
     y: Tensor = compiled(x) if condition is None else compiled(x, condition)
