@@ -1,8 +1,9 @@
-"""Pictures of folders and tar files as one numbered list, for training."""
+"""Pictures of folders, tar files and text lists as one numbered list, for training."""
 
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +15,23 @@ from PIL import Image
 from ..errors import InputError
 from .images import SUFFIXES, read_image
 
+LISTS = (".txt", ".lst", ".list", ".csv", ".tsv")
+"""The suffixes of text files that list pictures."""
+
+_LINE = re.compile(
+    rf"(?P<path>.*(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:[\s,;]+(?P<label>.*))?", re.IGNORECASE
+)
+
 
 @dataclass(frozen=True)
 class _Member:
-    """Where a picture's bytes lie: a whole file, or a span of a tar."""
+    """Where a picture's bytes lie: a whole file, or a span of a tar; and a list's word for it."""
 
     path: Path
     name: str
     offset: int = 0
     size: int = -1
+    label: str = ""
 
     def __str__(self) -> str:
         return f"{self.path}/{self.name}" if self.size >= 0 else str(self.path)
@@ -44,10 +53,14 @@ class _Named(io.BytesIO):
 
 
 class PictureSource:
-    """Every picture below the given folders and inside the given tars, sorted.
+    """Every picture below the given folders and inside the given tars, sorted, and of lists.
+
+    A list is a text file with one of the `LISTS` suffixes: a path a line, relative to the list's
+    folder, and after a space, tab or comma a label if there is one; lines that begin with `#` are
+    comments, and CSV may have a header. Its pictures stay in its order.
 
     Args:
-        places: folders or uncompressed tar files.
+        places: folders, uncompressed tar files, lists, or single pictures.
         hold_out: every how many-th picture of each place is kept out for evaluation (0: none).
         held: take just those that are kept out.
 
@@ -74,6 +87,10 @@ class PictureSource:
     def name(self, index: int) -> str:
         """Return the picture's name, as its folder or tar knows it."""
         return self._members[index].name
+
+    def label(self, index: int) -> str:
+        """Return the label that a list gives to the picture; empty where there is none."""
+        return self._members[index].label
 
     def load(self, index: int) -> np.ndarray:
         """Decode one picture: (H, W, 3) uint8 sRGB.
@@ -112,9 +129,9 @@ def _members(place: Path) -> list[_Member]:
         paths = sorted(p for p in place.rglob("*") if _is_picture(p) and p.is_file())
         found = [_Member(path, str(path.relative_to(place))) for path in paths]
     elif place.is_file():
-        found = _tar_members(place)
+        found = _file_members(place)
     else:
-        raise InputError(f"{place}: no such folder or tar")
+        raise InputError(f"{place}: no such folder, tar, list or picture")
     if not found:
         raise InputError(f"{place}: holds no picture ({', '.join(sorted(SUFFIXES))})")
     return found
@@ -123,6 +140,28 @@ def _members(place: Path) -> list[_Member]:
 def _is_picture(path: Path) -> bool:
     """By its name; hidden files are not, such as the `._` twins that macOS leaves."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _file_members(place: Path) -> list[_Member]:
+    if place.suffix.lower() in LISTS:
+        return _listed(place)
+    return [_Member(place, place.name)] if _is_picture(place) else _tar_members(place)
+
+
+def _listed(place: Path) -> list[_Member]:
+    try:
+        lines = place.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place}: cannot be read as a list of pictures ({error})") from error
+    found: list[_Member] = []
+    has_header = place.suffix.lower() in (".csv", ".tsv")
+    for line in filter(None, map(str.strip, lines)):
+        parts = _LINE.fullmatch(line)
+        if line.startswith("#") or (has_header and not found and not parts):
+            continue
+        name, label = (parts["path"], parts["label"] or "") if parts else (line, "")
+        found.append(_Member(place.parent / name, name, label=label.strip()))
+    return found
 
 
 def _tar_members(place: Path) -> list[_Member]:

@@ -28,8 +28,22 @@ WEIGHTS, MANIFEST = "model.safetensors", "model.json"
 
 BUILDERS = {
     "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
+    "timm": "normapps.models.builders:timm_model",
+    "torchvision": "normapps.models.builders:torchvision_model",
+    "factory": "normapps.models.builders:factory_model",
+    "converted": "normapps.models.builders:converted_model",
 }
 """Name in `model.json` → `module:callable` that makes the network from its `arguments`."""
+
+_REFUSALS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,51 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: is no safetensors file ({error}); copy it again") from error
 
 
+def build(builder: str, arguments: Mapping[str, Any], *, seed: int | None = None) -> nn.Module:
+    """Make a network with fresh weights; torch's random state is left as it was.
+
+    Args:
+        builder: a name in `BUILDERS`.
+        arguments: what it is called with.
+        seed: of the weights; None draws them from torch's present state.
+
+    Raises:
+        InputError: an unknown builder, or arguments that it refuses.
+    """
+    import torch
+
+    make = _resolve(builder)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)  # the devices' own stay untouched
+            return make(**arguments)
+    except InputError:
+        raise
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"builder '{builder}' refuses its arguments ({reason})") from error
+
+
+def faults(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Say of every tensor of a state dict that is missing, not wanted or of another shape.
+
+    In the order of `wanted`, then of `found`; a phrase each.
+    """
+    said = []
+    for key, value in wanted.items():
+        if key not in found:
+            said.append(f"{key} is missing")
+        elif found[key].shape != value.shape:
+            said.append(f"{key} is {tuple(found[key].shape)}, not {tuple(value.shape)}")
+    return said + [f"{key} is not wanted" for key in found if key not in wanted]
+
+
+def first_of(said: Sequence[str]) -> str:
+    """The first of several faults, and how many more there are."""
+    return said[0] + (f" and {len(said) - 1} more" if len(said) > 1 else "")
+
+
 def _read_json(path: Path) -> Any:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder")
@@ -194,20 +253,11 @@ def _resolve(builder: str) -> Callable[..., nn.Module]:
 
 
 def _build(manifest: Manifest, path: Path) -> nn.Module:
-    import torch
-
     try:
-        make = _resolve(manifest.builder)
+        return build(manifest.builder, manifest.arguments)
     except InputError as error:
-        raise InputError(f"{path}: {error}, or upgrade normapps") from error
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return make(**manifest.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: builder '{manifest.builder}' refuses its arguments ({reason})"
-        ) from error
+        upgrade = ", or upgrade normapps" if manifest.builder not in BUILDERS else ""
+        raise InputError(f"{path}: {error}{upgrade}") from error
 
 
 def _write_weights(path: Path, model: nn.Module) -> None:
@@ -224,17 +274,10 @@ def _write_weights(path: Path, model: nn.Module) -> None:
 def _check_fit(
     path: Path, builder: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> None:
-    faults = [f"{key} is missing" for key in wanted.keys() - found.keys()]
-    faults += [f"{key} is not wanted" for key in found.keys() - wanted.keys()]
-    faults += [
-        f"{key} is {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & found.keys()
-        if found[key].shape != wanted[key].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    said = faults(wanted, found)
+    if said:
         raise InputError(
-            f"{path}: does not fit builder '{builder}': {min(faults)}{more}; "
+            f"{path}: does not fit builder '{builder}': {first_of(said)}; "
             f"is {MANIFEST} of another model?"
         )
 

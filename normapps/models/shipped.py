@@ -5,6 +5,7 @@ Listing, cards and hashes need no torch.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import pickle
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CARD = "README.md"
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts store the weights among other things."""
 
 
@@ -117,7 +118,9 @@ def _read_torch(file: Path) -> Any:
     import torch
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # the options that timm's and others' training scripts store: names and plain values
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.PickleError) as error:
         raise InputError(
             f"{file}: is no PyTorch file of plain tensors, or is damaged (pickled objects are "

@@ -93,7 +93,7 @@ def test_nothing_left_is_an_error(folder: Path) -> None:
 
 
 def test_a_place_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: no such folder or tar"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder, tar, list or picture"):
         PictureSource([str(folder), str(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no picture \(.*\.jpg"):

@@ -198,7 +198,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"sha256": {"model.safetensors": "0" * 64}}, "model.safetensors: damaged or changed"),
     ({"arguments": {"width": 3}}, "model.json: builder 'tiny' refuses its arguments"),
     ({"arguments": {"act": "x"}}, "refuses its arguments (unknown act 'x' relu is known)"),
-    ({"arguments": {"channels": 4}}, "again.bias is (3,), not (4,) and 4 more"),
+    ({"arguments": {"channels": 4}}, "running_mean is (3,), not (4,) and 4 more"),
 ]
 
 
