@@ -56,8 +56,11 @@ class Tracking(NormLayer):
         """Whether the next forward pass normalizes with the running moments."""
         return (self.frozen or not self.training) and self.running_mean is not None
 
-    def moments(self, x: Tensor) -> Moments:
+    def moments(self, x: Tensor, measured: Moments | None = None) -> Moments:
         """Return what to normalize (N, C, *S) with; in training, measure and remember it.
+
+        Args:
+            measured: this process's moments of x where they are known already.
 
         Raises:
             InputError: in training, too few samples.
@@ -66,7 +69,7 @@ class Tracking(NormLayer):
             return self.population()
         partition = self.partition()
         self.check_samples(partition.shape(x.shape)[2], x)
-        measured = self.measure(x, partition)
+        measured = self.measure(x, partition) if measured is None else measured
         if self.sync:
             measured = gather(measured, self.process_group)
         if self.training and self.running_mean is not None:
@@ -120,7 +123,7 @@ class Tracking(NormLayer):
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if self.momentum is not None or self.num_batches_tracked is None:
-            return like.new_tensor(self.momentum or 0.0)
+            return like.new_full((), self.momentum or 0.0)  # filled there: a copy would wait
         return self.num_batches_tracked.to(like).reciprocal()
 
 
