@@ -6,8 +6,10 @@ differs: a parameter, a condition, another image's moments.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from .moments import Moments
@@ -33,6 +35,34 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return (x * scale).to(x.dtype)
     common = torch.promote_types(x.dtype, scale.dtype)
     return torch.addcmul(shift.to(common), x.to(common), scale.to(common)).to(x.dtype)
+
+
+def standardization(moments: Moments, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Return (G, D) scale and shift: scale·x + shift is x standardized by moments of G × D."""
+    scale = (moments.var + eps).rsqrt()
+    return scale, -moments.mean * scale
+
+
+def recover(
+    x: Tensor,
+    standardization: tuple[Tensor, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Standardize and recover in one multiply-add, in the dtype of x.
+
+    Args:
+        x: (N, C, *S).
+        standardization: scale and shift, (1, C) or (N, C) in float32 or better.
+        weight, bias: of the recovery: (C,), (1, C), (N, C), or None.
+
+    Raises:
+        InputError: they do not fit x.
+    """
+    scale, shift = standardization
+    if weight is not None:
+        scale, shift = scale * weight, shift * weight
+    return affine(x, scale, shift if bias is None else shift + bias)
 
 
 def adain(
@@ -62,36 +92,17 @@ def adain(
     return transport(content, own, style, "diagonal", eps, alpha)
 
 
-class AdaIN(nn.Module):
-    """`adain` as a layer without parameters, to stand where a norm layer stood.
-
-    Args:
-        num_features: channels C of content and style.
-        eps: added to both variances.
-    """
-
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.eps = eps
-
-    def forward(self, content: Tensor, style: Moments, alpha: float = 1.0) -> Tensor:
-        """Give content: (N, C, H, W) the moments of one style or of N.
-
-        Raises:
-            InputError: another number of channels than `num_features`, or of images.
-        """
-        if content.shape[1] != self.num_features:
-            raise InputError(f"{content.shape[1]} channels: AdaIN has {self.num_features}")
-        return adain(content, style, self.eps, alpha=alpha)
-
-    def extra_repr(self) -> str:
-        """Return what `print(layer)` shows in the brackets."""
-        return f"{self.num_features}, eps={self.eps}"
-
-
 def _channelwise(values: Tensor, x: Tensor) -> Tensor:
     n, c = x.shape[:2]
     if values.shape not in ((c,), (1, c), (n, c)):
         raise InputError(f"recovery of {tuple(values.shape)}: must be ({c},) or ({n}, {c})")
     return values.reshape(-1, c, *[1] * (x.dim() - 2))
+
+
+def __getattr__(name: str) -> Any:
+    """`AdaIN` moved to `layers.adaptive`, which stands on this module."""
+    if name == "AdaIN":
+        from .layers.adaptive import AdaIN
+
+        return AdaIN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

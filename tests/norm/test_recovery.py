@@ -1,4 +1,4 @@
-"""Recovery: affine per channel or sample, and another image's moments by AdaIN."""
+"""Recovery: affine per channel or sample, alone or at once, and another image's moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from normapps.errors import InputError
-from normapps.norm import BATCH, AdaIN, Moments, adain, affine, transport
+from normapps.norm import BATCH, INSTANCE, Moments, Partition, adain, affine, transport
+from normapps.norm.recovery import recover, standardization
 
 EPS = 1e-5
 
@@ -128,18 +129,6 @@ def test_gradients_reach_content_and_style() -> None:
     assert torch.autograd.gradgradcheck(stylized, (content, style))
 
 
-def test_the_layer_is_the_function() -> None:
-    content, style = _features(2, 3, 6, 6), Moments.of(_features(1, 3, 5, 5, seed=1))
-    layer = AdaIN(3, eps=0.1)
-    assert not list(layer.parameters())
-    assert not layer.state_dict()
-    assert torch.equal(layer(content, style), adain(content, style, 0.1))
-    assert torch.equal(layer(content, style, 0.5), adain(content, style, 0.1, alpha=0.5))
-    assert repr(layer) == "AdaIN(3, eps=0.1)"
-    with pytest.raises(InputError, match="3 channels: AdaIN has 4"):
-        AdaIN(4)(content, style)
-
-
 # affine
 
 
@@ -176,3 +165,41 @@ def test_an_affine_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
         affine(x, torch.ones(shape), good)
     with pytest.raises(InputError, match=r"must be \(3,\) or \(2, 3\)"):
         affine(x, good, torch.ones(shape))
+
+
+# standardization and affine at once
+
+
+@pytest.mark.parametrize("partition", [BATCH, INSTANCE], ids=lambda partition: partition.kind)
+@pytest.mark.parametrize("rows", [None, 1, 2])
+@pytest.mark.parametrize("given_", ["both", "weight", "bias", "neither"])
+def test_recover_standardizes_and_recovers(
+    partition: Partition, rows: int | None, given_: str
+) -> None:
+    x, shape = _features(2, 3, 4, 5), [3] if rows is None else [rows, 3]
+    weight = torch.rand(shape, dtype=torch.float64) if given_ in ("both", "weight") else None
+    bias = torch.rand(shape, dtype=torch.float64) if given_ in ("both", "bias") else None
+    axes = (0, 2, 3) if partition == BATCH else (2, 3)
+    centred = x - x.mean(axes, keepdim=True)
+    want = centred / (centred.square().mean(axes, keepdim=True) + 0.1).sqrt()
+    if weight is not None:
+        want = want * weight.reshape(-1, 3, 1, 1)
+    if bias is not None:
+        want = want + bias.reshape(-1, 3, 1, 1)
+    got = recover(x, standardization(Moments.of(x, partition), 0.1), weight, bias)
+    torch.testing.assert_close(got, want)
+
+
+def test_recover_is_precise_in_half_precision() -> None:
+    x = _features(2, 3, 16, 16).bfloat16()
+    given = standardization(Moments.of(x, BATCH)), torch.rand(3), torch.rand(3)
+    got = recover(x, *given)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, recover(x.float(), *given).bfloat16())  # rounded once, at the end
+
+
+def test_a_recovery_that_does_not_fit_is_refused() -> None:
+    x = torch.rand(2, 3, 4, 4)
+    given = standardization(Moments.of(x[:, :2], INSTANCE))
+    with pytest.raises(InputError, match=r"recovery of \(2, 2\): must be \(3,\) or \(2, 3\)"):
+        recover(x, given, None, None)

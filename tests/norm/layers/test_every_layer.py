@@ -59,8 +59,10 @@ def _make(name: str, layout: str = "2d", **more: Any) -> NormLayer:
     torch.manual_seed(3)
     layer = create_norm(name, C, layout=layout, **OPTIONS.get(name, {}), **more)
     with torch.no_grad():
-        for parameter in layer.parameters():  # away from their start, so that each one matters
+        for key, parameter in layer.named_parameters():  # away from the start: each one matters
             parameter.add_(torch.randn_like(parameter) * 0.1)
+            if key in ("gate", "rho"):  # inside, where a clamp has a derivative
+                parameter.clamp_(0.1, 0.9)
     return layer
 
 

@@ -1,0 +1,62 @@
+"""What the layers share that mix a batch's moments with those of its samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..moments import Moments
+from ..partition import BATCH, INSTANCE
+from ..pooling import pool
+from .base import AffineNorm, Piece
+from .tracking import Tracking
+
+
+class MixedNorm(Tracking, AffineNorm):
+    """A layer that measures each sample and pools the batch's moments from that.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running moments; None averages all batches.
+        affine, bias: have `weight`, and `bias`.
+        sync, process_group: measure the batch of all processes together; see `Tracking`.
+        layout, act, drop: see `NormLayer`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+        sync: bool = False,
+        process_group: Any = None,
+        layout: str = "any",
+        act: Piece = None,
+        drop: Piece = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        place: Any = {"device": device, "dtype": dtype}
+        carried: Any = {"layout": layout, "act": act, "drop": drop}
+        super().__init__(num_features, eps, affine, bias=bias, **carried, **place)
+        self.track(momentum, sync, process_group)
+        self.track_variance(place)
+        self.add_mixture(place)
+
+    def add_mixture(self, place: dict[str, Any]) -> None:
+        """Register the parameters that say how the moments are mixed, if there are any."""
+
+    def both_moments(self, x: Tensor) -> tuple[Moments, Moments]:
+        """Return the instance moments (N, C) of x, and the batch's or population's (1, C).
+
+        Raises:
+            InputError: in training, too few samples.
+        """
+        own = Moments.of(x, INSTANCE)
+        return own, self.moments(x, pool(own, BATCH))
