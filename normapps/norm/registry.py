@@ -7,15 +7,34 @@ import inspect
 from typing import Any
 
 from ..errors import InputError, unknown
+from .layers.adalin import AdaLIN, LayerInstanceNorm
+from .layers.adaptive import AdaIN
 from .layers.base import NormLayer, Piece
 from .layers.batch import BatchNorm
+from .layers.bin import BatchInstanceNorm
+from .layers.conditional import ConditionalNorm
+from .layers.domain import DomainNorm
 from .layers.group import GroupNorm
+from .layers.ibn import IBN
 from .layers.instance import InstanceNorm
 from .layers.layer import LayerNorm
 from .layers.position import PositionNorm
 from .layers.rms import RmsNorm
+from .layers.self_modulated import SelfModulatedNorm
+from .layers.spatial import SpatialNorm
+from .layers.switchable import SwitchableNorm
 
 NORMS: dict[str, type[NormLayer]] = {
+    "switchable": SwitchableNorm,
+    "bin": BatchInstanceNorm,
+    "ibn": IBN,
+    "conditional": ConditionalNorm,
+    "adaptive": AdaIN,
+    "self_modulated": SelfModulatedNorm,
+    "spatial": SpatialNorm,
+    "adalin": AdaLIN,
+    "iln": LayerInstanceNorm,
+    "domain": DomainNorm,
     "batch": BatchNorm,
     "rms": RmsNorm,
     "position": PositionNorm,
