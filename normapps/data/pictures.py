@@ -28,7 +28,7 @@ SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "
 """Names of folders that are parts of a data set, not classes."""
 
 Batch = tuple[Tensor, Tensor | None]
-"""(n, C, H, W) float32 and (n,) int64 labels, None where there are none."""
+"""(n, C, H, W) floats and (n,) int64 labels, None where there are none."""
 
 _Decoded = tuple[int, Tensor | InputError]
 
@@ -117,10 +117,11 @@ class Batches:
         batch_size: int,
         workers: int,
         device: torch.device,
+        dtype: torch.dtype,
         order: Sequence[int],
     ) -> None:
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.device, self._order = device, order
+        self.device, self.dtype, self._order = device, dtype, order
         self._failed: list[str] = []
 
     @property
@@ -171,7 +172,7 @@ class Batches:
         if not good:
             return None
         cuts = torch.stack([item for _, item in good]).to(self.device)
-        images = self.dataset.preprocessing.normalize(cuts)
+        images = self.dataset.preprocessing.normalize(cuts).to(self.dtype)
         if self.dataset.labels is None:
             return images, None
         labels = torch.tensor([self.dataset.labels[index] for index, _ in good])
@@ -184,6 +185,7 @@ def batches(
     workers: int | None = None,
     device: torch.device | str = "cpu",
     *,
+    dtype: torch.dtype = torch.float32,
     seed: int | None = None,
 ) -> Batches:
     """Batches of a set, decoded ahead by threads; `len` of it is their number.
@@ -195,6 +197,7 @@ def batches(
         batch_size: pictures a batch; the last may have fewer.
         workers: threads that decode; None one a core up to 8, 0 none.
         device: where the batches lie.
+        dtype: of the images; they are normalized in float32.
         seed: None takes the set's order, in which the classes of a folder follow each other; a
             number mixes it, always the same way: what batch statistics need.
 
@@ -208,7 +211,7 @@ def batches(
     if seed is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     threads = min(8, _cores()) if workers is None else workers
-    return Batches(dataset, batch_size, threads, torch.device(device), order)
+    return Batches(dataset, batch_size, threads, torch.device(device), dtype, order)
 
 
 def _ahead(

@@ -5,6 +5,7 @@ Each makes an architecture with fresh weights from JSON values, so that `model.j
 
 from __future__ import annotations
 
+import glob
 import importlib
 import inspect
 import operator
@@ -117,9 +118,9 @@ def converted_model(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]])
 
     Args:
         base: `builder` and `arguments` of the network before.
-        steps: of each, `to` is the layers' name and `options` their options; `layers` lists the
-            names of the layers that were replaced (without it, all that match); `match` and
-            `init` are as in `convert_norm_`.
+        steps: of each, `to` is the new layers' name and `options` their options; `layers` lists
+            the names of the layers that were replaced, without it all that match are; `match`
+            and `init` are as in `convert_norm_`.
 
     Raises:
         InputError: the base cannot be made, or a step does not fit it.
@@ -128,9 +129,12 @@ def converted_model(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]])
 
     model = folder.build(base["builder"], base["arguments"])
     for step in steps:
+        layers = step.get("layers")
         chosen = {key: step[key] for key in ("match", "init") if key in step}
-        include = tuple(step.get("layers", ()))
-        convert_norm_(model, step["to"], include=include, **chosen, **step.get("options", {}))
+        if layers is not None:
+            chosen = {"match": "all", "include": [glob.escape(name) for name in layers], **chosen}
+        if layers or layers is None:
+            convert_norm_(model, step["to"], **chosen, **step.get("options", {}))
     return model
 
 

@@ -85,9 +85,8 @@ def _faults(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
 
 def _translated(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The state as timm's own filter for this architecture renames it."""
-    module = sys.modules[type(model).__module__]
-    if not module.__name__.startswith("timm."):
-        return None
+    name = type(model).__module__
+    module = sys.modules.get(name) if name.startswith("timm.") else None
     translate = getattr(module, "checkpoint_filter_fn", None)
     try:
         return dict(translate(dict(state), model)) if translate else None

@@ -189,6 +189,15 @@ def test_batches_are_the_set_in_order(hundred: Path, size: int, workers: int | N
         assert labels.dtype == torch.int64
 
 
+def test_batches_come_in_the_dtype_asked_for(hundred: Path) -> None:
+    found = Pictures(hundred, SMALL)
+    for (plain, _), (half, _) in zip(
+        batches(found, 50), batches(found, 50, dtype=torch.bfloat16), strict=True
+    ):
+        assert plain.dtype == torch.float32
+        assert torch.equal(half, plain.to(torch.bfloat16))
+
+
 def test_a_seed_mixes_always_alike(hundred: Path) -> None:
     found = Pictures(hundred, SMALL)
     first, again, other = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -154,3 +155,60 @@ def test_every_name_of_the_libraries_is_known() -> None:
     assert builders.has_timm("resnet18.a1_in1k")
     assert builders.has_torchvision("googlenet")
     assert not builders.has_timm("googlenet")
+
+
+BASE = {"builder": "timm", "arguments": {"name": "test_resnet"}}
+
+
+def test_a_converted_network_is_built_again_in_the_steps_taken() -> None:
+    from normapps.norm.convert import convert_norm_
+
+    model = build("timm", {"name": "test_resnet"}, seed=1)
+    first = convert_norm_(model, "group", include="layer1", num_groups=4)
+    second = convert_norm_(model, "instance")
+    steps = [
+        {
+            "to": to,
+            "options": options,
+            "layers": [row.name for row in done.report if row.before != row.after],
+        }
+        for to, options, done in (
+            ("group", {"num_groups": 4}, first),
+            ("instance", {}, second),
+        )
+    ]
+    again = build("converted", json.loads(json.dumps({"base": BASE, "steps": steps})))
+    kinds = [[type(module) for module in each.modules()] for each in (model, again)]
+    assert kinds[0] == kinds[1]
+    assert kinds[0] != [type(m) for m in build("timm", {"name": "test_resnet"}).modules()]
+    again.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), again.eval()(x))
+
+
+def test_a_step_takes_the_layers_that_it_lists_and_no_others() -> None:
+    def built(**step: object) -> set[str]:
+        whole = build("converted", {"base": BASE, "steps": [{"to": "instance", **step}]})
+        return {name for name, m in whole.named_modules() if "Instance" in type(m).__name__}
+
+    everything = built()
+    one = min(everything)
+    assert len(everything) > 3
+    assert built(layers=[one]) == {one}
+    assert built(layers=[]) == set()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"to": "bacth"}], "unknown norm 'bacth'; did you mean 'batch'"),
+        ([{"to": "instance", "layers": ["nowhere"]}], "unknown norm layer 'nowhere'"),
+        ([{"to": "instance", "options": {"group_sise": 3}}], "group_sise"),
+        ([{}], "refuses its arguments"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(steps: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build("converted", {"base": BASE, "steps": steps})
+    assert "\n" not in str(caught.value)

@@ -282,16 +282,16 @@ def test_published_weights_recognize_photographs(shared_dir: Path, tmp_path: Pat
     theirs = [value.contiguous() for value in theirs]
     save_file(dict(zip(names, theirs, strict=True)), tmp_path / "x.safetensors")
     with tarfile.open(shared_dir / "data" / "imagenet_sample_1000.tar") as tar:
-        tar.extractall(tmp_path / "photos", filter="data")
-    photos = sorted(path.name for path in (tmp_path / "photos").iterdir())
-    lines = [f"photos/{name} {index}" for index, name in enumerate(photos)]
+        photos = dict(list(enumerate(sorted(tar.getnames())))[::40])
+        tar.extractall(tmp_path, members=[tar.getmember(name) for name in photos.values()])
+    lines = [f"{name} {index}" for index, name in photos.items()]
     (tmp_path / "list.txt").write_text("\n".join(lines))
 
     opened = open_model("tf_efficientnet_lite0", checkpoint=tmp_path / "x.safetensors")
-    pictures = Pictures(tmp_path / "list.txt", opened.preprocessing, limit=50)
-    assert len(pictures.classes) == 1000
+    pictures = Pictures(tmp_path / "list.txt", opened.preprocessing)
+    assert (len(pictures), len(pictures.classes)) == (25, 961)
     right = 0
     with torch.no_grad():
         for images, labels in batches(pictures, 25):
             right += int((opened.model(images).argmax(1) == labels).sum())
-    assert right >= 38
+    assert right >= 20
