@@ -71,7 +71,7 @@ class SpatialNorm(ModulatedNorm):
         options: Any = {"base": base, "sync": sync, "process_group": process_group, **place}
         options |= {"layout": layout, "act": act, "drop": drop}
         super().__init__(num_features, eps, momentum, affine, bias=bias, **options)
-        if min(condition_channels, hidden_channels) < 1 or kernel_size % 2 == 0:
+        if min(condition_channels, hidden_channels, kernel_size) < 1 or kernel_size % 2 == 0:
             sizes = f"({condition_channels}, {hidden_channels}, {kernel_size})"
             raise InputError(
                 f"condition_channels, hidden_channels, kernel_size {sizes}: must be at least 1, "
@@ -116,10 +116,9 @@ class SpatialNorm(ModulatedNorm):
             fits = condition.dim() == axes and condition.shape[0] in (1, n)
             if fits and condition.shape[1] == self.condition_channels:
                 return condition
-        got = getattr(condition, "shape", None)
+        got = type(condition).__name__
+        if isinstance(condition, Tensor):
+            got = f"{condition.dtype} {tuple(condition.shape)}"
         wanted = LAYOUTS[self.layout].split(" or ")[-1]
         wanted = wanted.replace("N, C", f"{n}, {self.condition_channels}")
-        raise InputError(
-            f"SpatialNorm got {type(condition).__name__ if got is None else tuple(got)}, "
-            f"needs a floating map of {wanted}"
-        )
+        raise InputError(f"SpatialNorm got {got}, needs a floating map of {wanted}")
