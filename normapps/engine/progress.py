@@ -115,10 +115,11 @@ class BatchProgress(_Shown):
         """Print a line to stderr, above the bar."""
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def advance(self, name: str) -> None:
-        """Show that one more item is done, and which."""
+    def advance(self, name: str, total: int | None = None) -> None:
+        """Show that one more item is done, and which; `total` mends what was not known at first."""
         self._done += 1
-        self._bar.update(self._task, completed=self._done, description=name)
+        self._total = self._total if total is None else total
+        self._bar.update(self._task, completed=self._done, total=self._total, description=name)
         now = time.monotonic()
         if self._enabled and not self._live and now - self._line > _LINE_EVERY:
             self._line = now

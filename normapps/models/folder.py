@@ -86,7 +86,7 @@ def save_model(
     """
     target = Path(folder)
     _resolve(builder)
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     with _replaced(target) as temporary:
         _write_weights(temporary / WEIGHTS, model)
         hashes = {WEIGHTS: sha256(temporary / WEIGHTS)}
@@ -282,7 +282,13 @@ def _check_fit(
         )
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Find out, before long work, whether `save_model` would take a folder.
+
+    Raises:
+        InputError: as `save_model` would.
+    """
+    target = Path(folder)
     if target.is_file():
         raise InputError(f"{target}: is a file, not a folder to write a model to")
     if not target.exists() or not any(target.iterdir()):

@@ -1,0 +1,223 @@
+"""`normapps norm`: the layers, conversion of a model's layers, statistics of data in a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normapps.analysis.options import ConvertOptions, StatsOptions
+from normapps.models.options import MODEL_HELP
+
+from .parameters import with_options
+
+if TYPE_CHECKING:
+    from normapps.analysis.catalog import Entry
+    from normapps.analysis.conversion import ConvertReport
+    from normapps.analysis.statistics import StatsReport
+
+app = typer.Typer(
+    no_args_is_help=True, help="Normalization layers: list, show, convert a model, measure."
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+
+
+@app.command("list")
+def list_layers(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern of names.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the layers and their place among the methods."""
+    from normapps.analysis.catalog import catalog
+    from normapps.errors import unknown
+    from normapps.norm.registry import list_norms
+
+    entries = catalog(pattern)
+    if not entries:
+        raise unknown("norm", pattern, list_norms())
+    if as_json:
+        print(json.dumps([_facts(entry) for entry in entries], indent=2))
+    else:
+        _show_list(entries)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A name that `norm list` prints.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one layer: what it does, its options, what it keeps."""
+    from normapps.analysis.catalog import describe
+
+    entry = describe(name)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(entry), indent=2))
+    else:
+        _show_entry(entry)
+
+
+@app.command()
+@with_options(ConvertOptions)
+def convert(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
+    options: ConvertOptions,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the norm layers of a model.
+
+    Scales, shifts, statistics and activations are carried over. Layers that would have nothing to
+    measure on a picture of the model's size stay as they are and are named.
+    """
+    from normapps.analysis.conversion import convert_model
+
+    report = convert_model(model, out, options)
+    if as_json:
+        print(json.dumps(_conversion_facts(report) | {"folder": str(out)}, indent=2))
+    else:
+        _show_conversion(report)
+        print(out)
+
+
+@app.command()
+@with_options(StatsOptions)
+def stats(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Pictures: a folder, a tar, a text list or a file."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Population to write (.safetensors).")],
+    options: StatsOptions,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the statistics of pictures in a model's norm layers.
+
+    Shows the layers that differ most from the model's own statistics and saves the new ones.
+    Exits with 1 if a picture could not be read, the rest being measured.
+    """
+    from normapps.analysis.statistics import measure_statistics
+    from normapps.engine.progress import BatchProgress
+
+    bar = BatchProgress(0, enabled=not as_json)
+    with bar:
+        report = measure_statistics(
+            model,
+            data,
+            out,
+            options,
+            say=bar.print,
+            progress=lambda done, total: bar.advance("batches", total),
+        )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report) | {"file": str(out)}, indent=2))
+    else:
+        _show_stats(report, options.rows)
+        print(out)
+    for line in report.failed:
+        print("error:", line, file=sys.stderr)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    facts = dataclasses.asdict(entry)
+    del facts["text"]
+    return facts
+
+
+_COMMON = ("affine", "bias", "device", "dtype", "process_group", "sync", "track_running_stats")
+"""Options that the list leaves out, because they say nothing of the method."""
+
+
+def _show_list(entries: list[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True, style="bold")
+    for entry in entries:
+        what = f"{entry.partition} → {entry.operation} → {entry.recovery}"
+        chosen = [f"{key}={value}" for key, value in entry.options.items() if key not in _COMMON]
+        text = Text(f"{what}  [{entry.paper}]")
+        text.append(f"\n{' '.join(chosen)}", "dim")
+        text.append(f"\nkeeps {' '.join(entry.state) or 'nothing'}", "dim")
+        table.add_row(entry.name, text)
+    console = Console()
+    console.print("partition → operation → recovery, options, state", style="dim")
+    console.print(table)
+
+
+def _show_entry(entry: Entry) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(entry.name, style="bold")
+    console.print(Text(_reflowed(entry.text)))
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for title in ("partition", "operation", "recovery", "paper"):
+        table.add_row(title, getattr(entry, title))
+    table.add_row("options", "\n".join(f"{key} = {value}" for key, value in entry.options.items()))
+    table.add_row("state", "\n".join(f"{key} {shape}" for key, shape in entry.state.items()))
+    if entry.needs_condition:
+        table.add_row("condition", "layer(x, condition), or ConditionedModel around the network")
+    console.print()
+    console.print(table)
+
+
+def _reflowed(text: str) -> str:
+    """A docstring with its plain paragraphs on one line each, for the terminal to wrap."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", text).replace("`", "")
+
+
+def _conversion_facts(report: ConvertReport) -> dict[str, object]:
+    layers = [row._asdict() for row in report.conversion.report]
+    return {"model": report.model, "change": report.change, "layers": layers}
+
+
+def _show_conversion(report: ConvertReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(report.model, highlight=False, soft_wrap=True)
+    table = Table("layer", "was", "is", "note")
+    for row in report.conversion.report:
+        table.add_row(*row)
+    console.print(table)
+    count = report.conversion.converted
+    text = f"{count} of {len(report.conversion.report)} layers replaced"
+    if report.change is not None:
+        text += f"; outputs on noise change by {report.change:.1%}"
+    console.print(text, highlight=False)
+
+
+def _show_stats(report: StatsReport, rows: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="symmetric KL divergence from the model's own statistics, nats")
+    table.add_column("layer")
+    for title in ("channels", "mean", "worst", "channel"):
+        table.add_column(title, justify="right")
+    for shift in report.shifts[:rows]:
+        numbers = (f"{shift.mean:.3g}", f"{shift.worst:.3g}", str(shift.channel))
+        table.add_row(shift.layer, str(shift.channels), *numbers)
+    console = Console()
+    console.print(table)
+    left = len(report.shifts) - rows
+    if left > 0:
+        console.print(f"and {left} layers that differ less", highlight=False)
+    if report.unreached:
+        console.print(f"not reached: {', '.join(report.unreached)}", highlight=False)
+    console.print(f"{report.pictures} pictures", highlight=False)

@@ -1,0 +1,1 @@
+"""What normalization there is, and what it does in a model."""

@@ -1,0 +1,122 @@
+"""Converting the norm layers of a model and saving what comes out as a model folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.device import evaluating
+from ..errors import InputError
+from ..models.folder import check_target, save_model
+from ..models.load import OpenedModel, open_model
+from ..norm.condition import ConditionalLayer
+from ..norm.convert import Conversion, convert_norm_
+from .options import ConvertOptions, layer_options
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What `convert_model` did.
+
+    Attributes:
+        model: in words: name and weights.
+        conversion: layer by layer.
+        change: relative difference of the outputs on noise before and after, in inference mode;
+            None where the new layers want a condition, or the output is no tensor.
+    """
+
+    model: str
+    conversion: Conversion
+    change: float | None
+
+
+def convert_model(spec: str, out: str | os.PathLike[str], options: ConvertOptions) -> ConvertReport:
+    """Replace the norm layers of a model and write it as a model folder.
+
+    Layers that would have nothing to measure on a picture of the model's size are left as they
+    are; the report names them.
+
+    Args:
+        spec: the model, as `open_model` takes it.
+        out: the folder, which `load_model` opens again.
+        options: which layers become which.
+
+    Raises:
+        InputError: a model that cannot be opened or holds no such layer, an unknown layer or
+            option of it, or a folder that may not be written.
+    """
+    check_target(out, options.overwrite)
+    opened = open_model(
+        spec,
+        pretrained=options.pretrained,
+        checkpoint=options.checkpoint,
+        num_classes=options.num_classes,
+        seed=options.seed,
+    )
+    model, noise = opened.model, _noise(opened)
+    before = _output(model, noise)
+    chosen = layer_options(options.set)
+    conversion = convert_norm_(
+        model,
+        options.to,
+        match=options.match,
+        include=options.include,
+        exclude=options.exclude,
+        init=options.init,
+        example=noise,
+        **chosen,
+    )
+    step = {
+        "to": options.to,
+        "match": options.match,
+        "init": options.init,
+        "options": dict(chosen),
+        "layers": [row.name for row in conversion.report if row.before != row.after],
+    }
+    if not step["layers"]:
+        raise InputError(f"{spec}: no layer was converted; norm convert --match chooses others")
+    source = _with_step(opened.source, step)
+    save_model(
+        out,
+        model,
+        builder="converted",
+        arguments=source,
+        preprocessing=opened.preprocessing.to_json(),
+        history=[*opened.history, {"converted": step}],
+        overwrite=options.overwrite,
+    )
+    return ConvertReport(opened.describe(), conversion, _change(before, _output(model, noise)))
+
+
+def _with_step(source: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the builder `converted`: steps on a converted model follow its own."""
+    if source["builder"] == "converted":
+        steps: Sequence[Any] = source["arguments"]["steps"]
+        return {"base": source["arguments"]["base"], "steps": [*steps, step]}
+    return {"base": dict(source), "steps": [step]}
+
+
+def _noise(opened: OpenedModel) -> Tensor:
+    wanted = opened.preprocessing
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, wanted.channels, *wanted.size, generator=generator)
+
+
+def _output(model: nn.Module, x: Tensor) -> Tensor | None:
+    if any(isinstance(layer, ConditionalLayer) for layer in model.modules()):
+        return None
+    with evaluating(model):
+        y = model(x)
+    return y if isinstance(y, Tensor) else None
+
+
+def _change(before: Tensor | None, after: Tensor | None) -> float | None:
+    if before is None or after is None:
+        return None
+    size = before.norm()
+    return float((after - before).norm() / size) if size else None
