@@ -66,7 +66,7 @@ class DomainNorm(Tracking, ConditionalLayer):
     taxonomy: ClassVar = Taxonomy("batch", "standardize", "affine a domain", "Chang et al. 2019")
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
+    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
@@ -200,10 +200,11 @@ class DomainNorm(Tracking, ConditionalLayer):
     def remember(self, measured: Moments) -> None:
         """Move the running moments of the domains that a batch holds, (K, C)."""
         seen = measured.count > 1
-        self.num_batches_tracked.data.add_(seen)
         share = measured.count.new_full(seen.shape, self.momentum or 0.0)
-        if self.momentum is None:
-            share = self.num_batches_tracked.to(share).reciprocal()
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.data.add_(seen)
+            if self.momentum is None:
+                share = self.num_batches_tracked.to(share).reciprocal()
         unbiased = measured.count / (measured.count - 1).clamp_min(1)
         seen, share, unbiased = seen[:, None], share[:, None], unbiased[:, None]
         _move(self.running_mean, measured.mean, share, seen)
@@ -265,8 +266,33 @@ class DomainNorm(Tracking, ConditionalLayer):
         shared = {name: each for name, each in held.items() if each is not None}
         own = {name: each if self.share_affine else each[domain] for name, each in shared.items()}
         for name in ("running_mean", "running_var", "num_batches_tracked"):
-            own[name] = getattr(self, name)[domain]
+            if getattr(self, name) is not None:
+                own[name] = getattr(self, name)[domain]
         return own
+
+    def own(self, domain: int) -> dict[str, Tensor]:
+        """Return as `held`, without a `weight` and `bias` that all domains share.
+
+        Raises:
+            InputError: the domain is out of range.
+        """
+        held = self.held(self._known(domain))
+        shared = ("weight", "bias") if self.share_affine else ()
+        return {name: row for name, row in held.items() if name not in shared}
+
+    @torch.no_grad()
+    def grow(self, from_domain: int) -> None:
+        """Add a domain that starts as another one is; `weight` and `bias` become new parameters.
+
+        Raises:
+            InputError: the domain is out of range.
+        """
+        for name in self.own(from_domain):
+            rows = getattr(self, name)
+            more = torch.cat([rows, rows[from_domain : from_domain + 1]])
+            is_learnt = isinstance(rows, nn.Parameter)
+            setattr(self, name, nn.Parameter(more, rows.requires_grad) if is_learnt else more)
+        self.num_domains += 1
 
     def extra_repr(self) -> str:
         """Return what `print(layer)` shows in the brackets."""
@@ -280,14 +306,16 @@ class DomainNorm(Tracking, ConditionalLayer):
         if self.uses_population:
             return F.batch_norm(x, mean, var, *recovery, False, 0.0, self.eps)
         self.check_samples(x.numel() // self.num_features, x)
-        if not again:
-            self.num_batches_tracked[index].add_(1)
-        if self.momentum is not None and not again:
-            return F.batch_norm(x, mean, var, *recovery, True, self.momentum, self.eps)
+        count = None if again else held.get("num_batches_tracked")
+        if count is not None:
+            count.add_(1)
+        if not again and (self.momentum is not None or count is None):
+            momentum = self.momentum or 0.0
+            return F.batch_norm(x, mean, var, *recovery, True, momentum, self.eps)
         new_mean, new_var = torch.zeros_like(mean), torch.ones_like(var)
         y = F.batch_norm(x, new_mean, new_var, *recovery, True, 1.0, self.eps)
-        if not again:
-            share = self.num_batches_tracked[index].to(mean).reciprocal()
+        if count is not None:
+            share = count.to(mean).reciprocal()
             mean.data.lerp_(new_mean, share)
             var.data.lerp_(new_var, share)
         return y
