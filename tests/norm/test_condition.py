@@ -49,8 +49,10 @@ class _Network(nn.Module):
         self.block = nn.Sequential(first, nn.Tanh(), nn.Conv2d(C, C, 3, padding=1))
         self.last = last
         self.reentrant = reentrant
-        for parameter in self.parameters():
+        for key, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=0.5)
+            if key.endswith("rho"):  # each process cuts its own gradient outside
+                nn.init.uniform_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

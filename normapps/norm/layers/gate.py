@@ -16,7 +16,8 @@ def unit_interval(gate: Tensor) -> Tensor:
 
     The papers clamp the parameter itself after each optimizer step. Here the optimizer needs to
     know nothing: a parameter may overshoot by one step, counts as 0 or 1 then, and is pushed no
-    further. With the plain gradient of a clamp it would never come back.
+    further. With the plain gradient of a clamp it would never come back. What leads outside is
+    cut in each backward pass, so before gradients are accumulated or averaged over processes.
     """
     clamp: Any = _UnitInterval.apply
     clamped: Tensor = clamp(gate)
