@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -191,12 +192,16 @@ def _show_conversion(report: ConvertReport) -> None:
 
     console = Console()
     console.print(report.model, highlight=False, soft_wrap=True)
-    table = Table("layer", "was", "is", "note")
-    for row in report.conversion.report:
-        table.add_row(*row)
+    rows = report.conversion.report
+    table = Table("layers", "were", "are")
+    for (before, after), count in Counter((row.before, row.after) for row in rows).items():
+        table.add_row(str(count), before, after)
     console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"{row.name}: {row.note}", highlight=False, soft_wrap=True)
     count = report.conversion.converted
-    text = f"{count} of {len(report.conversion.report)} layers replaced"
+    text = f"{count} of {len(rows)} layers replaced"
     if report.change is not None:
         text += f"; outputs on noise change by {report.change:.1%}"
     console.print(text, highlight=False)
