@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
+from .matrix import covariance
 from .partition import BATCH, INSTANCE, Partition
 from .precision import without_autocast
 
@@ -222,12 +223,9 @@ def _diagonal(x: Tensor, partition: Partition, share: Tensor | None) -> tuple[Te
 
 def _full(x: Tensor, partition: Partition, share: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and covariance."""
-    groups = partition.split(x)
     if share is None:
-        mean = groups.mean(2)
-        centred = groups - mean.unsqueeze(2)
-        with without_autocast(x):
-            return mean, centred @ centred.transpose(1, 2) / groups.shape[2]
+        return covariance(x, partition)
+    groups = partition.split(x)
     # one channel stands for all: a weight belongs to a position
     share = partition.split(share.expand(x.shape))[:, :1]
     mean = (groups * share).sum(2)

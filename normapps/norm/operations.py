@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
+from .matrix import multiply
 from .moments import Moments, check_parts, weighted_sum
 from .partition import Partition
 from .precision import without_autocast
@@ -45,21 +46,46 @@ def restore(x: Tensor, moments: Moments, eps: float = 1e-5) -> Tensor:
     return _rowwise(x, moments.partition, moments.std(eps), moments.mean)
 
 
-def whiten(x: Tensor, moments: Moments, method: str = "zca", eps: float = 1e-5) -> Tensor:
-    """Centre, then multiply by a W with W(Σ+εI)Wᵀ = I.
+def whiten(
+    x: Tensor, moments: Moments, method: str = "zca", eps: float = 1e-5, iterations: int = 5
+) -> Tensor:
+    """Centre, then multiply by `whitening_matrix`.
 
     Args:
         x: (N, C, *S).
         moments: full moments.
-        method: `zca` W=Σ^-½, `cholesky` W=L⁻¹, or `pca` W=Λ^-½Uᵀ, whose gradient is NaN where
-            eigenvalues agree.
-        eps: ridge added to Σ (never less than the resolution of its dtype).
+        method, eps, iterations: see `whitening_matrix`.
 
     Raises:
-        InputError: diagonal moments, or an unknown method.
+        InputError: diagonal moments, moments that do not fit x, an unknown method, or fewer than
+            one iteration.
     """
-    matrix = _choose(WHITENING, "whitening", method)(_ridged(moments, eps))
+    matrix = whitening_matrix(moments, method, eps, iterations)
     return _matrixwise(x, moments.partition, matrix, moments.mean, None)
+
+
+def whitening_matrix(
+    moments: Moments, method: str = "zca", eps: float = 1e-5, iterations: int = 5
+) -> Tensor:
+    """Return W: (G, D, D) with W(Σ+εI)Wᵀ = I, in the dtype of the moments.
+
+    Args:
+        moments: full moments.
+        method: `zca` W=Σ^-½, `cholesky` W=L⁻¹, `pca` W=Λ^-½Uᵀ, whose gradient is NaN where
+            eigenvalues agree, or `newton`, Σ^-½ by Newton's iteration: of products alone, but
+            it whitens in part only, the small eigenvalues least.
+        eps: ridge added to Σ (never less than the resolution of its dtype).
+        iterations: of `newton`. With 5, the smallest of 64 eigenvalues comes out as 0.59 where
+            all are equal, and as 0.20 at condition 10.
+
+    Raises:
+        InputError: diagonal moments, an unknown method, or fewer than one iteration.
+    """
+    if method == "newton":
+        matrix = _newton(_ridged(moments, eps), iterations)
+    else:
+        matrix = _choose(WHITENING, "whitening", method, "newton")(_ridged(moments, eps))
+    return matrix.to(moments.mean)
 
 
 def color(x: Tensor, moments: Moments, method: str = "zca", eps: float = 1e-5) -> Tensor:
@@ -191,6 +217,22 @@ def _cholesky_whitening(cov: Tensor) -> Tensor:
     return inverse
 
 
+def _newton(cov: Tensor, iterations: int) -> Tensor:
+    """Σ^-½ by the coupled iteration, stable where the papers' own (P ← ½(3P−P³Σ)) is not.
+
+    Huang et al. 2019, Iterative Normalization, eq. 6 in exact arithmetic.
+    """
+    if iterations < 1:
+        raise InputError(f"iterations {iterations}: must be at least 1")
+    trace = cov.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    root, inverse = cov / trace, _eye(cov).expand_as(cov)
+    with without_autocast(cov):
+        for _ in range(iterations):
+            step = 1.5 * _eye(cov) - 0.5 * (inverse @ root)
+            root, inverse = root @ step, step @ inverse
+    return inverse / trace.sqrt()
+
+
 WHITENING: dict[str, Callable[[Tensor], Tensor]] = {
     "zca": inverse_sqrt,
     "pca": _pca,
@@ -250,18 +292,10 @@ def _matrixwise(
 ) -> Tensor:
     """matrix·(x − before) + after in each group; before and after are (G, D) or (1, D)."""
     partition.check_fit(matrix, x.shape)
-    groups = partition.split(x.to(torch.promote_types(x.dtype, torch.float32)))
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
     if before is not None:
-        groups = groups - before.unsqueeze(2)
-    matrix = matrix.to(groups).expand(groups.shape[0], -1, -1)
-    shift = groups.new_zeros(1, 1) if after is None else after.to(groups)
-    with without_autocast(x):
-        if groups.stride(1) == 1:  # channels_last stays so
-            sides = groups.transpose(1, 2), matrix.transpose(1, 2)
-            y = torch.baddbmm(shift.unsqueeze(1), *sides).transpose(1, 2)
-        else:
-            y = torch.baddbmm(shift.unsqueeze(2), matrix, groups)
-    return partition.join(y, x.shape).to(x.dtype)
+        precise = _rowwise(precise, partition, torch.ones_like(before), -before)
+    return multiply(precise, partition, matrix, after).to(x.dtype)
 
 
 def _eye(like: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from .layers.adaptive import AdaIN
 from .layers.base import NormLayer, Piece
 from .layers.batch import BatchNorm
 from .layers.bin import BatchInstanceNorm
+from .layers.coloring import ColoringNorm, ConditionalColoringNorm
 from .layers.conditional import ConditionalNorm
 from .layers.domain import DomainNorm
+from .layers.ghost import GhostBatchNorm
 from .layers.group import GroupNorm
 from .layers.ibn import IBN
 from .layers.instance import InstanceNorm
@@ -23,6 +25,7 @@ from .layers.rms import RmsNorm
 from .layers.self_modulated import SelfModulatedNorm
 from .layers.spatial import SpatialNorm
 from .layers.switchable import SwitchableNorm
+from .layers.whitening import CholeskyNorm, IterNorm, ZCANorm
 
 NORMS: dict[str, type[NormLayer]] = {
     "switchable": SwitchableNorm,
@@ -36,6 +39,12 @@ NORMS: dict[str, type[NormLayer]] = {
     "iln": LayerInstanceNorm,
     "domain": DomainNorm,
     "batch": BatchNorm,
+    "ghost": GhostBatchNorm,
+    "zca": ZCANorm,
+    "cholesky": CholeskyNorm,
+    "iternorm": IterNorm,
+    "coloring": ColoringNorm,
+    "conditional_coloring": ConditionalColoringNorm,
     "rms": RmsNorm,
     "position": PositionNorm,
     "layer": LayerNorm,

@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zca": {"group_size": 3},
     "cholesky": {"group_size": 3},
     "conditional": {"num_classes": 4},
+    "conditional_coloring": {"num_classes": 4},
     "self_modulated": {"latent_features": 5},
     "spatial": {"condition_channels": 2},
     "adalin": {"latent_features": 5},
@@ -46,6 +47,7 @@ def _condition(name: str, x: Tensor, layout: str = "2d") -> Any:
     style = torch.randn(n, C, 12, generator=generator, dtype=torch.float32) * 2 + 1
     made: dict[str, Callable[[], Any]] = {
         "conditional": lambda: torch.arange(n) % 4,
+        "conditional_coloring": lambda: torch.arange(n) % 4,
         "adaptive": lambda: Moments.of(style.to(torch.promote_types(x.dtype, torch.float32))),
         "self_modulated": lambda: torch.randn(n, 5, generator=generator).to(x.dtype),
         "spatial": lambda: torch.randn(n, 2, *space, generator=generator).to(x.dtype),
@@ -121,7 +123,7 @@ def test_channels_last_gives_the_same(name: str) -> None:
 @every_layer
 def test_gradcheck_in_training_and_inference(name: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, C, 2, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, C, 2, 3, dtype=torch.float64, requires_grad=True)
     layer = _make(name).double()
     _run(layer.train(), name, x)
     names = [key for key, _ in layer.named_parameters()]

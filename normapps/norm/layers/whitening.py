@@ -1,0 +1,306 @@
+"""Whitening of channel groups over the batch: decorrelated BN (ZCA), Cholesky, IterNorm.
+
+Huang et al. 2018 and 2019; Siarohin et al. 2019. What is kept is the running covariance, from
+which the matrix is derived again at inference; a running average of the matrices, as in the
+papers' code, whitens worse (and collapses for PCA).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ...errors import InputError
+from ..distributed import is_joined
+from ..matrix import multiply
+from ..moments import Moments
+from ..operations import whitening_matrix
+from ..partition import BATCH, Partition, channel_groups
+from ..precision import without_autocast
+from .base import AffineNorm, Piece, Taxonomy, largest_divisor
+from .tracking import Tracking
+
+_CONVOLUTIONS: dict[str, type[nn.Conv2d] | type[nn.Conv3d]] = {"2d": nn.Conv2d, "3d": nn.Conv3d}
+
+
+class Whitening(Tracking, AffineNorm):
+    """Decorrelate and standardize groups of channels over the batch, then scale and shift.
+
+    y = γ·W(x−μ)+β with the W of `method` and W(Σ+εI)Wᵀ = I. Training measures μ and Σ in float32
+    or better and moves the running ones towards them; inference uses those, and is one product
+    with a fixed matrix a group: `fold` makes it a convolution.
+
+    Args:
+        num_features: channels C.
+        eps: ridge added to Σ.
+        momentum: weight of a batch in the running moments; None averages all batches.
+        affine, bias: have `weight`, and `bias`.
+        track_running_stats: keep a population; without it, inference measures the batch too.
+        group_size: channels whitened together, all of them if None; the largest divisor of C
+            that is not above it is taken.
+        sync, process_group: see `Tracking`.
+        layout, act, drop: see `NormLayer`.
+
+    Attributes:
+        group_size: channels d whitened together, in fact.
+        running_mean: (C,).
+        running_cov: (C/d, d, d), biased. An old `running_var` is loaded as its diagonal.
+
+    Raises:
+        InputError: no channels, or a group size below 1.
+    """
+
+    method: ClassVar[str]
+    _version = 2
+    running_cov: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-3,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        group_size: int | None = 16,
+        bias: bool = True,
+        sync: bool = False,
+        process_group: Any = None,
+        layout: str = "any",
+        act: Piece = None,
+        drop: Piece = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        place: Any = {"device": device, "dtype": dtype}
+        pieces: Any = {"layout": layout, "act": act, "drop": drop}
+        super().__init__(num_features, eps, affine, bias=bias, **pieces, **place)
+        limit = num_features if group_size is None else group_size
+        self.group_size = largest_divisor(num_features, limit)
+        self.track(momentum, sync, process_group)
+        self.track_running_stats = track_running_stats
+        self._track_covariance(place)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize and recover (N, C, *S)."""
+        matrix, shift = self.map(self.moments(x))
+        return multiply(x, self._partition_of(matrix), matrix, shift)
+
+    def map(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Return what whitening and recovery together do: y = matrix·x + shift in each group.
+
+        Args:
+            moments: full moments by `partition()`.
+
+        Returns:
+            matrix (G, d, d) and shift (G, d), or with another recovery (1, C, C) and (1, C).
+        """
+        with without_autocast(moments.mean):
+            matrix = self.recovered(self.whitening(moments))
+            mean = moments.mean.reshape(*matrix.shape[:2], 1)
+            shift = -(matrix @ mean).squeeze(2)
+        return matrix, shift if self.bias is None else shift + self.bias.reshape(shift.shape)
+
+    def whitening(self, moments: Moments) -> Tensor:
+        """Return the whitening matrices (G, d, d)."""
+        return whitening_matrix(moments, self.method, self.eps)
+
+    def recovered(self, matrix: Tensor) -> Tensor:
+        """Return the whitening matrices with the recovery's scale in them."""
+        if self.weight is None:
+            return matrix
+        return self.weight.reshape(*matrix.shape[:2], 1).to(matrix) * matrix
+
+    @torch.no_grad()
+    def fold(self) -> nn.Module:
+        """Return what the layer does at inference as an ordinary module without statistics.
+
+        Returns:
+            A 1×1 convolution with a group for each group of channels (`2d`, `3d`; `Pointwise`
+            where the number of axes is open) or a linear layer (`tokens`); in a `nn.Sequential`
+            with `drop` and `act`, where there are any.
+
+        Raises:
+            InputError: the layer tracks no population.
+        """
+        return self._module(*self.map(self.population()))
+
+    def partition(self) -> Partition:
+        """Return the partition whose moments are tracked."""
+        return channel_groups(self.group_size)
+
+    def measure(self, x: Tensor, partition: Partition) -> Moments:
+        """Measure this process's batch (N, C, *S)."""
+        return Moments.of(x, partition, full=True)
+
+    def population(self) -> Moments:
+        """Return the running moments in float32 or better; their count is not known, and 0.
+
+        Raises:
+            InputError: the layer tracks none.
+        """
+        if self.running_mean is None or self.running_cov is None:
+            raise InputError(
+                f"{type(self).__name__} tracks no population: make it with track_running_stats"
+            )
+        dtype = torch.promote_types(self.running_cov.dtype, torch.float32)
+        cov = self.running_cov.to(dtype)
+        var = cov.diagonal(dim1=1, dim2=2)
+        mean = self.running_mean.to(dtype).reshape(var.shape)
+        return Moments(mean.new_zeros(len(mean)), mean, var, cov, self.partition())
+
+    @torch.no_grad()
+    def remember(self, measured: Moments) -> None:
+        """Move the running moments towards a batch's."""
+        share = self.next_share(measured.mean)
+        pairs = (self.running_mean, measured.mean.flatten()), (self.running_cov, measured.cov)
+        for running, new in pairs:
+            if running is not None and new is not None:
+                running.lerp_(new.to(running), share.to(running))
+
+    def check_samples(self, samples: int, x: Tensor) -> None:
+        """Check, in training, that a batch can have a covariance of full rank.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.sync and is_joined():
+            samples *= distributed.get_world_size(self.process_group)
+        if self.training and samples <= self.group_size:
+            raise InputError(
+                f"{type(self).__name__} got {tuple(x.shape)} in training: {samples} sample(s) a "
+                f"channel for group_size {self.group_size}, needs more than that; give larger "
+                "batches (drop_last=True), a smaller group_size, or freeze the layer (freeze_norm_)"
+            )
+
+    def _track_covariance(self, place: Any) -> None:
+        """Register the buffers of a full population, standard normal at first."""
+        if not self.track_running_stats:
+            for name in ("running_mean", "running_cov", "num_batches_tracked"):
+                self.register_buffer(name, None)
+            return
+        d = self.group_size
+        groups = self.num_features // d
+        self.register_buffer("running_mean", torch.zeros(self.num_features, **place))
+        self.register_buffer("running_cov", torch.eye(d, **place).repeat(groups, 1, 1))
+        counter = torch.tensor(0, dtype=torch.long, device=place["device"])
+        self.register_buffer("num_batches_tracked", counter)
+
+    def _partition_of(self, matrix: Tensor) -> Partition:
+        return self.partition() if matrix.shape[1] == self.group_size else BATCH
+
+    def _module(self, matrix: Tensor, shift: Tensor) -> nn.Module:
+        """The map as a module, with `drop` and `act` behind it."""
+        dtype = matrix.dtype if self.running_mean is None else self.running_mean.dtype
+        module = _folded(matrix.to(dtype), shift.to(dtype), self.layout).train(self.training)
+        behind = [piece for piece in (self.drop, self.act) if not isinstance(piece, nn.Identity)]
+        return nn.Sequential(module, *behind) if behind else module
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        """Take a batch norm's `running_var` as the diagonal, and a counter that is missing as 0."""
+        var = state_dict.get(prefix + "running_var")
+        if self.running_cov is not None:
+            new = prefix + "running_cov" not in state_dict
+            if var is not None and var.shape == (self.num_features,) and new:
+                diagonal = state_dict.pop(prefix + "running_var").reshape(-1, self.group_size)
+                state_dict[prefix + "running_cov"] = diagonal.diag_embed()
+            if (local_metadata.get("version") or 1) < self._version:
+                counter = torch.tensor(0, dtype=torch.long)
+                state_dict.setdefault(prefix + "num_batches_tracked", counter)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class ZCANorm(Whitening):
+    """`Whitening` by W = Σ^-½: decorrelated batch normalization, nearest to its input."""
+
+    taxonomy: ClassVar = Taxonomy(
+        "batch, channel groups", "whiten (ZCA)", "affine", "Huang et al. 2018"
+    )
+    method: ClassVar[str] = "zca"
+
+
+class CholeskyNorm(Whitening):
+    """`Whitening` by W = L⁻¹ with LLᵀ = Σ: the cheapest, and not the same in each channel."""
+
+    taxonomy: ClassVar = Taxonomy(
+        "batch, channel groups", "whiten (Cholesky)", "affine", "Siarohin et al. 2019"
+    )
+    method: ClassVar[str] = "cholesky"
+
+
+class IterNorm(Whitening):
+    """`Whitening` by Newton's iteration for Σ^-½, in part only: see `whitening_matrix`.
+
+    The coupled form, which equals the paper's in exact arithmetic and, unlike it, is stable.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, group_size, bias, sync,
+            process_group, layout, act, drop: see `Whitening`.
+        iterations: T; more whiten more.
+
+    Raises:
+        InputError: no channels, a group size or a number of iterations below 1.
+    """
+
+    taxonomy: ClassVar = Taxonomy(
+        "batch, channel groups", "whiten (Newton)", "affine", "Huang et al. 2019"
+    )
+    method: ClassVar[str] = "newton"
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        group_size: int | None = 64,
+        iterations: int = 5,
+        bias: bool = True,
+        sync: bool = False,
+        process_group: Any = None,
+        layout: str = "any",
+        act: Piece = None,
+        drop: Piece = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: Any = {"group_size": group_size, "bias": bias, "device": device, "dtype": dtype}
+        options |= {"sync": sync, "process_group": process_group}
+        options |= {"layout": layout, "act": act, "drop": drop}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        if iterations < 1:
+            raise InputError(f"iterations {iterations}: must be at least 1")
+        self.iterations = iterations
+
+    def whitening(self, moments: Moments) -> Tensor:
+        """Return the whitening matrices (G, d, d)."""
+        return whitening_matrix(moments, self.method, self.eps, self.iterations)
+
+
+class Pointwise(nn.Conv1d):
+    """A 1×1 convolution of (N, C, *S), whatever S is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, *S)."""
+        return super().forward(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
+def _folded(matrix: Tensor, shift: Tensor, layout: str) -> nn.Module:
+    """matrix·x + shift as a module."""
+    groups, width, _ = matrix.shape
+    place: Any = {"device": matrix.device, "dtype": matrix.dtype}
+    made: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+    if layout == "tokens":
+        made = nn.Linear(groups * width, groups * width, **place)
+        matrix = torch.block_diag(*matrix)
+    else:
+        kind = _CONVOLUTIONS.get(layout, Pointwise)
+        made = kind(groups * width, groups * width, 1, groups=groups, **place)
+    made.load_state_dict({"weight": matrix.reshape(made.weight.shape), "bias": shift.flatten()})
+    return made
