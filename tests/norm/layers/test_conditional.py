@@ -116,8 +116,14 @@ def test_the_forms_of_a_condition_agree(base: str) -> None:
         assert torch.equal(layer(x, condition), expected)
     one_hot = F.one_hot(torch.tensor([2, 2, 2]), K)
     torch.testing.assert_close(layer(x, one_hot.double()), expected)
-    with torch.autocast("cpu", torch.bfloat16):  # the rows are picked exactly here, too
-        torch.testing.assert_close(layer(x, one_hot.float()), expected)
+
+
+def test_weights_are_not_rounded_under_autocast() -> None:
+    layer, x = _layer().float(), _input(2, 3, 4).float()
+    weights = torch.rand(2, K)
+    expected = layer(x, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x, weights), expected)
 
 
 def test_weights_mix_scales_and_shifts() -> None:
