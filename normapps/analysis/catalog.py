@@ -16,7 +16,7 @@ _NEEDED: dict[str, Any] = {
     "latent_features": 17,
     "condition_channels": 19,
 }
-"""Values for options without a default, to look at a layer's state; no other size is one of them."""
+"""Values for options without a default, to look at a layer's state by; no size is one of them."""
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,11 @@ def measure_statistics(
     say(opened.describe())
     say(opened.preprocessing.describe())
     own = Population.of(opened.model)
-    model = place(opened.model, device, resolve_dtype(options.dtype, device))
+    dtype = resolve_dtype(options.dtype, device)
+    model = place(opened.model, device, dtype)
     chosen = Pictures(pictures, opened.preprocessing, limit=options.limit)
     # mixed, because the classes of a folder follow each other and a batch should see many
-    loader = batches(chosen, options.batch_size, device=device, seed=options.seed)
+    loader = batches(chosen, options.batch_size, device=device, dtype=dtype, seed=options.seed)
     found = measure(
         model, loader, mode=options.mode, progress=_counter(model, loader, options.mode, progress)
     )

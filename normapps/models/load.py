@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from torch import nn
 
@@ -263,7 +266,7 @@ def _pretrained(source: Mapping[str, Any], seed: int) -> nn.Module:
 
     make = builders.timm_model if source["builder"] == "timm" else builders.torchvision_model
     try:
-        with torch.random.fork_rng(devices=[]):
+        with _brief_hub(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # for a classifier of other classes
             return make(**source["arguments"], pretrained=True)
     except Exception as error:  # of whichever HTTP client the libraries use
@@ -273,6 +276,33 @@ def _pretrained(source: Mapping[str, Any], seed: int) -> nn.Module:
             f"{_label(source)}: its pretrained weights are not on this machine and cannot be "
             f"fetched ({short}); give --checkpoint FILE"
         ) from error
+
+
+@contextmanager
+def _brief_hub() -> Iterator[None]:
+    """Keep timm's hub from trying for a minute, a line each time, where its host is unknown.
+
+    What lies in its cache is found without asking then, too.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _is_known(urlsplit(constants.ENDPOINT).hostname)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _is_known(host: str | None) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _pretrained_words(num_classes: int | None) -> str:

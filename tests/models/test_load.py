@@ -207,7 +207,30 @@ def test_pretrained_weights_without_network_are_one_clear_line(name: str) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_unknown_host_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's hub would try for a minute and print a line each time."""
+    from huggingface_hub import constants
+
+    seen = []
+
+    def unknown_host(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    def look(*_: object, **__: object) -> None:
+        seen.append(constants.HF_HUB_OFFLINE)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown_host)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", look)
+    before = constants.HF_HUB_OFFLINE
+    with pytest.raises(InputError, match="give --checkpoint FILE"):
+        open_model("test_resnet", pretrained=True)
+    assert seen == [True]
+    assert before == constants.HF_HUB_OFFLINE
+
+
 def test_pretrained_weights_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normapps.models.load._is_known", lambda _: True)
     state = open_model("test_resnet", seed=5).model.state_dict()
     monkeypatch.setattr(
         "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state)
