@@ -170,7 +170,8 @@ def orthogonal_(
     """Keep the rows of the weight (its columns, where they are fewer) orthonormal.
 
     torch's `orthogonal` on the matrix (out, in·k): on a convolution torch itself would make each
-    k×k slice orthogonal. Begins with the orthogonal factor of the present weight.
+    k×k slice orthogonal. Begins with the orthogonal factor of the present weight. Holds under
+    weight decay too, where torch's own "householder" falls to zero.
 
     Args:
         module: layer or network, changed in place.
@@ -312,8 +313,11 @@ class Orthogonal(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the orthogonal weight that torch's parameters, of its shape, stand for."""
+        matrix = weight.reshape(self.rows, -1)
+        # torch truncates the diagonal, signs, to integers: weight decay would make it 0
+        signs = torch.where(matrix.detach().diagonal() < 0, -1.0, 1.0).to(matrix.dtype)
         with without_autocast(weight):
-            rows: Tensor = self.inner(weight.reshape(self.rows, -1))
+            rows: Tensor = self.inner(torch.diagonal_scatter(matrix, signs))
         return self.axes.stored(rows, self.shape)
 
     def right_inverse(self, value: Tensor) -> Tensor:
