@@ -19,7 +19,6 @@ from .population import (
     Population,
     partition_of,
     population_layers,
-    rounded,
     stored,
     stored_moments,
 )
@@ -46,8 +45,8 @@ def measure(
     The model is in inference mode but for the statistics, without gradient, and comes back as it
     was to the bit, flags and hooks included, whatever happens. Every layer's pooled mean and
     biased variance over all batches and calls are exact: a batch counts by its size, and the
-    variance between the batches' means is part of the whole. Statistics are float32 (float64
-    where the layer is), also under autocast and in half-precision models.
+    variance between the batches' means is part of the whole. A batch is measured in float32 or
+    better, also under autocast and in half-precision models, and batches are pooled in float64.
 
     Args:
         model: called as `model(x)`.
@@ -189,11 +188,11 @@ class _Listener:
                 " not a compiled or fused copy"
             )
         layers = {}
-        for name, layer in self.layers.items():
+        for name in self.layers:
             if name in found:
                 if found[name].count[0] < 2:
                     raise _too_few(name, "all inputs together give one value")
-                layers[name] = rounded(found[name], stored_moments(layer))
+                layers[name] = found[name]
         unreached = tuple(name for name in self.layers if name not in layers)
         return Population(layers, Fingerprint.of(self.model), samples, unreached)
 

@@ -27,9 +27,9 @@ class Population:
 
     Attributes:
         layers: by the layer's name, in the order of the model: moments of partition BATCH, or
-            `channel_groups(d)` with covariance for a whitening layer; on the CPU, in float32 or
-            better. Measured ones have the biased variance and their count, the number of values a
-            channel, in float64. A count of 0 says that it is not known: such a variance is as a
+            `channel_groups(d)` with covariance for a whitening layer; on the CPU. Measured
+            ones are pooled in float64, with the biased variance, and their count is the number of
+            values a channel. A count of 0 says that it is not known: such a variance is as a
             checkpoint stores it (torch's `running_var` is unbiased, `running_cov` is biased).
         fingerprint: of the model's weights.
         samples: number of inputs behind it; None if taken from a checkpoint, or mixed.
@@ -166,14 +166,6 @@ def apply_(model: nn.Module, population: Population, *, strict: bool = True) -> 
     for name, moments in chosen.items():
         _write(layers[name], moments, undo)
     return undo
-
-
-def rounded(moments: Moments, like: Moments) -> Moments:
-    """Cast mean and spread to the dtype of `like`; the count is float64, a whole number."""
-    dtype = like.mean.dtype
-    cov = None if moments.cov is None else moments.cov.to(dtype)
-    count = moments.count.double()
-    return Moments(count, moments.mean.to(dtype), moments.var.to(dtype), cov, moments.partition)
 
 
 def check_weights(mine: Fingerprint, theirs: Fingerprint) -> None:

@@ -12,7 +12,7 @@ from ..errors import InputError, unknown
 from .moments import Moments
 from .moments import merge as merge_moments
 from .moments import mix as mix_moments
-from .population import Population, check_weights, rounded, stored
+from .population import Population, check_weights, stored
 
 
 def mix(
@@ -52,8 +52,7 @@ def mix(
     check_weights(target.fingerprint, source.fingerprint)
     layers = {}
     for name, mine, theirs in _pairs(source, target):
-        mixed = mix_moments((_as_stored(mine), _as_stored(theirs)), (n, m), rule)
-        layers[name] = rounded(mixed, theirs)
+        layers[name] = mix_moments((_as_stored(mine), _as_stored(theirs)), (n, m), rule)
     return Population(layers, target.fingerprint, None, target.unreached)
 
 
@@ -73,16 +72,14 @@ def merge(parts: Iterable[Population]) -> Population:
     for part in whole:
         if part.samples is None:
             raise InputError(
-                "a population without counts (a checkpoint's, or mixed) cannot be merged: measure it"
+                "a population without counts (a checkpoint's, a mixed one) cannot be merged"
             )
         check_weights(part.fingerprint, whole[0].fingerprint)
     names = dict.fromkeys(name for part in whole for name in (*part.layers, *part.unreached))
     layers = {}
     for name in names:
         if found := [part.layers[name] for part in whole if name in part.layers]:
-            layers[name] = rounded(
-                merge_moments(each.to(torch.float64) for each in found), found[0]
-            )
+            layers[name] = merge_moments(each.to(torch.float64) for each in found)
     samples = sum(part.samples or 0 for part in whole)
     unreached = tuple(name for name in names if name not in layers)
     return Population(layers, whole[0].fingerprint, samples, unreached)
