@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown
@@ -18,7 +19,7 @@ from .fusing import refuse_fusing_
 from .originals import restore_original
 from .placing import place_
 from .registry import list_norms, norm_options
-from .roominess import too_small
+from .roominess import shapes_at, too_small
 from .selection import Patterns, select
 from .sites import KINDS, Site, class_name, find_sites
 from .successor import Successor, succeed
@@ -230,8 +231,8 @@ def _planned(
     """What is to become of each layer that the caller means; nothing is changed yet."""
     chosen.check()
     sites = _wanted(model, chosen)
-    small = too_small(model, sites, chosen.to, chosen.options, example)
-    return [_step(site, chosen, small.get(id(site.module), "")) for site in sites]
+    shapes = shapes_at(model, sites, None if chosen.to == "torch" else example)
+    return [_step(site, chosen, shapes.get(id(site.module))) for site in sites]
 
 
 def _wanted(model: nn.Module, chosen: _Choice) -> list[Site]:
@@ -247,11 +248,13 @@ def _wanted(model: nn.Module, chosen: _Choice) -> list[Site]:
     return wanted
 
 
-def _step(site: Site, chosen: _Choice, reason: str) -> Step:
-    if reason:
-        return Step(site, None, f"left as it is: {reason}")
+def _step(site: Site, chosen: _Choice, shapes: Sequence[torch.Size] | None) -> Step:
     if site.is_ours and site.norm == chosen.to and not chosen.options and chosen.init == "carry":
         return Step(site, None, "is one already")
     if chosen.to == "torch":
         return Step(site, restore_original(site))
-    return Step(site, succeed(site, chosen.to, chosen.init, chosen.options))
+    reason = too_small(site, chosen.to, chosen.options, shapes or ())
+    if reason:
+        return Step(site, None, f"left as it is: {reason}")
+    note = "not reached by the example" if shapes == [] else ""
+    return Step(site, succeed(site, chosen.to, chosen.init, chosen.options), note)

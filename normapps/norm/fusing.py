@@ -54,9 +54,9 @@ def is_foldable(layer: nn.Module) -> bool:
 
 
 def refuse_fusing_(model: nn.Module) -> Undo:
-    """Let the fusing methods of every block raise that has a converted layer that cannot be folded.
+    """Let the fusing methods of every block raise that has a layer which cannot be folded any more.
 
-    Blocks that have none any more get their methods back.
+    That is one that was a batch norm and is not. Blocks that have none get their methods back.
     """
     undo = Undo()
     for block in list(model.modules()):
@@ -88,5 +88,6 @@ class _Put:
 
 def _obstacles(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, layer in block.named_modules():
-        if isinstance(layer, NormLayer) and origin_of(layer) and not is_foldable(layer):
+        origin = origin_of(layer) if isinstance(layer, NormLayer) else None
+        if origin is not None and origin.norm == "batch" and not is_foldable(layer):
             yield name, layer

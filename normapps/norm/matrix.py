@@ -68,7 +68,8 @@ class _Product(torch.autograd.Function):
                 y = torch.baddbmm(shift.unsqueeze(1), *sides).transpose(1, 2)
             else:
                 y = torch.baddbmm(shift.unsqueeze(2), matrix, rows)
-        return _united(y.unflatten(0, (parts, groups)), partition, x)
+        whole = _united(y.unflatten(0, (parts, groups)), partition, x)
+        return whole.data  # a view must not leave: activations work in place on what they get
 
     @staticmethod
     def backward(

@@ -43,8 +43,8 @@ def restore_original(site: Site) -> Successor:
 def _filled(origin: Origin, layer: Any) -> nn.Module:
     """A layer of the origin's class with the tensors, children and hooks of a layer of ours."""
     original = origin.blank()
-    for name in ("eps", "momentum"):
-        if name in origin.plain:
+    for name in ("eps", "momentum", "affine", "track_running_stats", "num_groups"):
+        if name in origin.plain and hasattr(layer, name):
             setattr(original, name, getattr(layer, name))
     for name in origin.parameters:
         original.register_parameter(name, layer._parameters.get(name))

@@ -34,7 +34,7 @@ def place_(model: nn.Module, plans: Plans, undo: Undo | None = None) -> None:
     new = {id(site.module): successor.layer for site, successor in plans}
     if undo is not None:
         for site, successor in plans:
-            undo.add(_Back(site.module, successor.layer))
+            undo.add(_Back(site.module, successor.layer, model))
     for site, successor in plans:
         for target, value in successor.fills:
             target.copy_(value)
@@ -94,20 +94,28 @@ class _Back:
     switched to training or inference.
     """
 
-    def __init__(self, old: nn.Module, new: nn.Module) -> None:
-        self.old, self.new = old, new
+    def __init__(self, old: nn.Module, new: nn.Module, model: nn.Module) -> None:
+        self.old, self.new, self.model = old, new, model
         self.values = [(each, _copy(each), _grad(each)) for each in _tensors(old)]
+        self.place = _place(new) or _place(model)
 
     @torch.no_grad()
     def __call__(self) -> None:
-        place = next((each.device for each in _tensors(self.new)), None)
+        place = _place(self.new) or _place(self.model)
         for tensor, value, requires_grad in self.values:
-            if place is not None and tensor.device != place:
-                tensor.data = tensor.data.to(place)
+            if place is not None and place != self.place:
+                dtype = place[1] if tensor.is_floating_point() else tensor.dtype
+                tensor.data = tensor.data.to(place[0], dtype)
             tensor.copy_(value)
             tensor.requires_grad_(requires_grad)
         for each in self.old.modules():
             each.training = self.new.training
+
+
+def _place(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Where a layer is and in what precision; None if it holds nothing."""
+    held = (each for each in _tensors(module) if each.is_floating_point())
+    return next(((each.device, each.dtype) for each in held), None)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,72 +16,89 @@ from .layers.base import NormLayer
 from .sites import Site
 from .successor import blank
 
+Shapes = dict[int, list[torch.Size]]
+"""Id of a layer → the shapes that come to it."""
 
-def too_small(
-    model: nn.Module,
-    sites: Sequence[Site],
-    to: str,
-    options: dict[str, Any],
-    example: Tensor | Sequence[Any] | None,
-) -> dict[int, str]:
-    """Return why layers could not be what they are to become: id of the layer → reason.
 
-    The model runs on the example once, at inference and without gradients, to see what comes to
-    each layer; it is left as it was.
+def shapes_at(
+    model: nn.Module, sites: Sequence[Site], example: Tensor | Sequence[Any] | None
+) -> Shapes:
+    """Return the shapes that come to each layer when the model runs on an example.
+
+    The model runs at inference, without gradients, and is left as it was. Layers that it does not
+    reach (the auxiliary heads of Inception) may be reached in training: then it runs once more in
+    training, its norm layers at inference.
 
     Args:
         model: the network.
         sites: of the network.
-        to, options: what the layers are to become.
-        example: an input, or a tuple of inputs; None: there is nothing to say.
+        example: an input, or a tuple of inputs; None: nothing is to be seen.
     """
-    if example is None or to == "torch":
+    if example is None:
         return {}
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    shapes = _shapes(model, sites, inputs)
-    found = {}
-    for site in sites:
-        for shape in shapes[id(site.module)]:
-            reason = _trial(blank(site, to, options), shape)
-            if reason:
-                found[id(site.module)] = reason
-    return found
+    shapes: Shapes = {id(site.module): [] for site in sites}
+    with _as_it_was(model), _watched(sites, shapes), torch.no_grad():
+        model.eval()(*inputs)
+        if not all(shapes.values()):
+            model.train()
+            for site in sites:
+                site.module.eval()
+            try:
+                model(*inputs)
+            except (RuntimeError, ValueError, TypeError):
+                return shapes  # it wants another input for training: targets, larger pictures
+    return shapes
 
 
-def _shapes(
-    model: nn.Module, sites: Sequence[Site], inputs: tuple[Any, ...]
-) -> dict[int, list[torch.Size]]:
-    """The shapes that come to each layer, as often as they come."""
-    shapes: dict[int, list[torch.Size]] = {id(site.module): [] for site in sites}
+def too_small(site: Site, to: str, options: dict[str, Any], shapes: Sequence[torch.Size]) -> str:
+    """Return why a site cannot become a layer that is trained on these shapes, or nothing."""
+    reasons = (_trial(blank(site, to, options), shape) for shape in shapes)
+    return next(filter(None, reasons), "")
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give modes, buffers and the random state back after the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@contextmanager
+def _watched(sites: Sequence[Site], shapes: Shapes) -> Iterator[None]:
+    """Note within the block what comes to the layers."""
 
     def remember(layer: nn.Module, args: tuple[Any, ...]) -> None:
         if args and args[0].shape not in shapes[id(layer)]:
             shapes[id(layer)].append(args[0].shape)
 
-    modes = [(module, module.training) for module in model.modules()]
     handles = [site.module.register_forward_pre_hook(remember) for site in sites]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(*inputs)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
-    return shapes
 
 
 def _trial(layer: NormLayer, shape: torch.Size) -> str:
     """Why a layer cannot be trained on a shape, or nothing."""
     if isinstance(layer, ConditionalLayer):
         left = _elements(layer, shape)
-        return f"{left} element is left for each mean of {tuple(shape)}" if left < 2 else ""
-    some = next((t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()), None)
-    x = torch.zeros(shape) if some is None else torch.zeros(shape, device=some.device)
-    x = x if some is None else x.to(some.dtype)
+        return f"{tuple(shape)} leaves {left} element for each mean" if left < 2 else ""
+    held = (each for each in (*layer.parameters(), *layer.buffers()) if each.is_floating_point())
+    like = next(held, torch.empty(0))
     try:
         with torch.no_grad():
-            layer.train()(x)
+            layer.train()(torch.zeros(shape, device=like.device, dtype=like.dtype))
     except InputError as error:
         return str(error).partition(";")[0]
     return ""

@@ -18,7 +18,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from ..errors import InputError
 from .layers.base import NormLayer
 from .origin import origin_of
 from .registry import NORMS
@@ -155,17 +154,10 @@ def read(module: nn.Module) -> Site | None:
     return Site(module, [], frozenset((kind,)), *known, _channels(module), frozen)
 
 
-def norm_name(layer: NormLayer) -> str:
-    """Return a layer's name in the registry.
-
-    Raises:
-        InputError: its class is not registered.
-    """
+def norm_name(layer: NormLayer) -> str | None:
+    """Return a layer's name in the registry; None if no class of its is registered."""
     names = {kind: name for name, kind in NORMS.items()}
-    for kind in type(layer).__mro__:
-        if kind in names:
-            return names[kind]
-    raise InputError(f"{qualified(type(layer))} is not in the registry; add it to NORMS")
+    return next((names[kind] for kind in type(layer).__mro__ if kind in names), None)
 
 
 def class_name(layer: nn.Module) -> str:
@@ -197,12 +189,14 @@ def _same(one: tuple[nn.Module | None, str], other: tuple[nn.Module, str]) -> bo
 
 def _of_ours(layer: NormLayer) -> Site:
     name, origin = norm_name(layer), origin_of(layer)
+    if name is None:
+        why = "is not in the registry; add it to NORMS"
+        return Site(layer, [], frozenset(), is_ours=True, refusal=why)
     kinds = {KINDS.get(name, name), name}
     if origin is not None:
         kinds.add(KINDS[origin.norm])
     frozen = bool(getattr(layer, "frozen", False))
-    refusal = _replaced(layer)
-    place: tuple[Any, ...] = (name, layer.layout, layer.num_features, frozen, True, refusal)
+    place = (name, layer.layout, layer.num_features, frozen, True, _replaced(layer))
     return Site(layer, [], frozenset(kinds), *place)
 
 

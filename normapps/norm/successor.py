@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .layers.base import NormLayer
+from .layers.batch import BatchNorm
 from .origin import Origin, origin_of, set_origin
 from .registry import create_norm, norm_class, norm_options
 from .sites import Site
@@ -93,6 +94,7 @@ def share_hooks(old: nn.Module, new: nn.Module) -> None:
             vars(new)[name].update(value)
         else:
             vars(new)[name] = value
+    vars(new)["_is_full_backward_hook"] = vars(old).get("_is_full_backward_hook")
 
 
 def _carried(site: Site, norm: str) -> dict[str, Any]:
@@ -121,20 +123,27 @@ def _take_parameters(site: Site, made: Successor, init: str) -> None:
     for name in ("weight", "bias"):
         old, new = site.tensor(name), layer._parameters.get(name)
         if old is None:
-            if new is not None and not _needs(layer, name):
+            if new is not None and _has_option(layer, name):
                 layer.register_parameter(name, None)
             elif new is not None:
                 made.notes.append(f"{name} is new")
-            continue
-        if new is None:
+        elif new is None:
             made.notes.append(f"{name} dropped")
         elif new.shape == old.shape:
-            _take(made, name, old, new, init)
+            _share(made, name, old, new, init)
         else:
-            _spread(made, name, old, new, init)
+            new.requires_grad_(isinstance(old, nn.Parameter) and old.requires_grad)
+            if init == "carry":
+                _spread(made, name, old)
 
 
-def _take(made: Successor, name: str, old: Tensor, new: Tensor, init: str) -> None:
+def _has_option(layer: nn.Module, name: str) -> bool:
+    """Whether a layer's class can do without its scale or shift."""
+    options = inspect.signature(type(layer).__init__).parameters
+    return ("affine" if name == "weight" else "bias") in options
+
+
+def _share(made: Successor, name: str, old: Tensor, new: Tensor, init: str) -> None:
     """Let the new layer hold the very parameter (or a view of the buffer) of the old one."""
     kept = old if isinstance(old, nn.Parameter) else nn.Parameter(old, requires_grad=False)
     made.layer._parameters[name] = kept
@@ -142,71 +151,61 @@ def _take(made: Successor, name: str, old: Tensor, new: Tensor, init: str) -> No
         made.fills.append((kept, new.detach()))
 
 
-def _spread(made: Successor, name: str, old: Tensor, new: nn.Parameter, init: str) -> None:
-    """Start every row of a bank from the one row that the old layer has."""
-    new.requires_grad_(old.requires_grad if isinstance(old, nn.Parameter) else False)
-    if new.dim() == 2 and new.shape[1:] == old.shape:
-        if init == "carry":
-            new.data.copy_(old.detach().expand_as(new))
-    else:
-        made.notes.append(f"{name} starts anew")
-
-
-def _needs(layer: nn.Module, name: str) -> bool:
-    """Whether a layer cannot do without a parameter: its class has no option to leave it out."""
-    options = inspect.signature(type(layer).__init__).parameters
-    return ("affine" if name == "weight" else "bias") not in options
-
-
 def _take_buffers(site: Site, made: Successor, init: str) -> None:
     buffers = made.layer._buffers
-    wanted = [key for key in ("running_mean", "running_var", "running_cov") if key in buffers]
-    if not wanted or all(buffers[key] is None for key in wanted):
+    if init == "default" or buffers.get("running_mean") is None:
         return
-    mean, var = site.tensor("running_mean"), _variance(site)
-    if init == "default":
-        return
-    if mean is None or var is None:
+    mean, var, cov = (site.tensor(f"running_{name}") for name in ("mean", "var", "cov"))
+    if mean is None:
         made.notes.append("statistics start anew")
         return
-    found = {"running_mean": mean, "running_var": var, _COUNTER: site.tensor(_COUNTER)}
-    if "running_cov" in buffers:
-        found["running_cov"] = _covariance(site, var, buffers["running_cov"])
-    for key, old in found.items():
-        if key in buffers and not _take_buffer(buffers, key, old):
-            made.notes.append(f"{key} starts anew")
+    found = {"running_mean": mean, "running_var": var, "running_cov": cov}
+    if cov is not None and var is None:
+        found["running_var"] = cov.diagonal(dim1=-2, dim2=-1).flatten().clone()
+    if not _fits(buffers.get("running_cov"), cov):
+        found.pop("running_cov")
+    if _fits(buffers.get("running_cov"), cov):
+        found.pop("running_var")
+    for name, old in found.items():
+        if old is not None and _fits(buffers.get(name), old):
+            buffers[name] = old
+        elif old is not None:
+            _spread(made, name, old)
+    _take_counter(site, made)
 
 
-def _take_buffer(buffers: dict[str, Tensor | None], key: str, old: Tensor | None) -> bool:
-    """Let the new layer hold the very buffer of the old one, or spread it over a bank's rows."""
-    new = buffers[key]
-    if old is None:
-        if key == _COUNTER:
-            buffers[key] = None  # Frozen layers have none, and no key may come up
-        return key == _COUNTER
-    if new is None or new.shape == old.shape:
-        buffers[key] = old
-        return True
-    if new.shape[1:] == old.shape:
-        new.copy_(old.expand_as(new))
-        return True
-    return False
+def _take_counter(site: Site, made: Successor) -> None:
+    old, buffers = site.tensor(_COUNTER), made.layer._buffers
+    if old is not None and _fits(buffers.get(_COUNTER), old):
+        buffers[_COUNTER] = old
+    elif old is not None:
+        _spread(made, _COUNTER, old)
+    elif isinstance(made.layer, BatchNorm):
+        buffers[_COUNTER] = None  # frozen layers of others have none, and no key may come up
 
 
-def _variance(site: Site) -> Tensor | None:
-    var, cov = site.tensor("running_var"), site.tensor("running_cov")
-    if var is None and cov is not None:
-        return cov.diagonal(dim1=-2, dim2=-1).reshape(-1).clone()
-    return var
+def _fits(new: Tensor | None, old: Tensor | None) -> bool:
+    return new is not None and old is not None and new.shape == old.shape
 
 
-def _covariance(site: Site, var: Tensor, like: Tensor | None) -> Tensor | None:
-    own = site.tensor("running_cov")
-    if own is not None and like is not None and own.shape == like.shape:
-        return own
-    if like is None or like.dim() != 3 or like.shape[:2].numel() != var.numel():
-        return None
-    return torch.diag_embed(var.reshape(like.shape[:2])).contiguous()
+@torch.no_grad()
+def _spread(made: Successor, name: str, old: Tensor) -> None:
+    """Put a value where there is room for more: every row of a bank, the diagonal of a matrix.
+
+    How a batch norm's values are to be understood the layer itself knows, from loading them.
+    """
+    if old.is_meta:
+        return
+    try:
+        unknown = made.layer.load_state_dict({name: old.detach()}, strict=False).unexpected_keys
+        done = name not in unknown
+    except RuntimeError:
+        new: Tensor = getattr(made.layer, name)
+        done = new.shape[1:] == old.shape
+        if done:
+            new.copy_(old.expand_as(new))
+    if not done:
+        made.notes.append(f"{name} starts anew")
 
 
 def _freeze(site: Site, made: Successor) -> None:

@@ -109,6 +109,15 @@ class BatchNorm(Tracking, _BatchNorm):
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        """Without a counter, as after a frozen layer of others, do not ask for one."""
+        if self.num_batches_tracked is None:
+            state_dict.pop(prefix + "num_batches_tracked", None)
+            local_metadata = {**local_metadata, "version": self._version}
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
     """`BatchNorm` of (N, C) or (N, C, L)."""
