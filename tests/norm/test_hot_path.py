@@ -31,6 +31,7 @@ from normapps.norm import (
     transport,
     whiten,
 )
+from normapps.norm.matrix import covariance, multiply
 
 ALL = [BATCH, INSTANCE, LAYER, POSITION, groups(3), ghost(2), channel_groups(3)]
 by_kind = pytest.mark.parametrize("partition", ALL, ids=lambda partition: partition.kind)
@@ -71,6 +72,24 @@ def test_standardize_is_one_multiply_add(partition: Partition) -> None:
     with _Passes(x.numel()) as passes:
         standardize(x, moments)
     assert passes.seen == ["aten::addcmul"]
+
+
+@pytest.mark.parametrize("partition", [BATCH, channel_groups(3)], ids=lambda each: each.kind)
+def test_covariance_and_product_copy_nothing(partition: Partition) -> None:
+    x = torch.rand(4, 6, 8, 5)
+    last = x.to(memory_format=torch.channels_last)
+    number, width, _ = partition.shape(x.shape)
+    matrix = torch.rand(number, width, width)
+    for given in (x, last):
+        with _Passes(x.numel()) as passes:
+            multiply(given, partition, matrix)
+        # groups of channels_last have to be put between each other again
+        apart = given is last and partition != BATCH
+        seen = [name for name in passes.seen if name != "aten::_unsafe_view"]
+        assert seen == ["aten::baddbmm", *["aten::clone"] * apart]
+        with _Passes(x.numel()) as passes:
+            covariance(given, partition)
+        assert passes.seen == ["aten::sub.Tensor"]
 
 
 def _moments(x: Tensor) -> Moments:

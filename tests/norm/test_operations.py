@@ -30,6 +30,7 @@ from normapps.norm import (
     standardize,
     whiten,
 )
+from normapps.norm.operations import whitening_matrix
 
 ALL = [BATCH, INSTANCE, LAYER, POSITION, groups(3), ghost(2), channel_groups(3)]
 by_kind = pytest.mark.parametrize("partition", ALL, ids=lambda partition: partition.kind)
@@ -306,12 +307,104 @@ def test_fewer_samples_than_channels_stay_finite(
     torch.testing.assert_close(color(white, moments, method), x, rtol=tolerance, atol=tolerance)
 
 
+# whitening by Newton's iteration
+
+
+def _spectrum(condition: float, width: int = 64) -> tuple[Tensor, Moments]:
+    """Full moments of log-spaced eigenvalues in random directions, and the covariance, float64."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.logspace(0, -np.log10(condition), width, dtype=torch.float64)
+    noise = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(noise).Q
+    cov = (vectors * values @ vectors.T)[None]
+    var = cov.diagonal(dim1=1, dim2=2)
+    return cov[0], Moments(torch.ones(1), torch.zeros_like(var), var, cov, BATCH)
+
+
+@pytest.mark.parametrize(("condition", "smallest"), [(1, 0.59), (10, 0.20), (100, 0.04)])
+def test_newton_whitens_in_part(condition: float, smallest: float) -> None:
+    cov, moments = _spectrum(condition)
+    matrix = whitening_matrix(moments, "newton", 0.0)[0]
+    found = torch.linalg.eigvalsh(matrix @ cov @ matrix.T)
+    assert abs(float(found.min()) - smallest) < 0.005
+    assert found.max() <= 1 + 1e-9
+    # eigenvalue by eigenvalue it is a recurrence of numbers
+    share = torch.linalg.eigvalsh(cov) / cov.trace()
+    root, inverse = share, torch.ones_like(share)
+    for _ in range(5):
+        step = (3 - inverse * root) / 2
+        root, inverse = root * step, inverse * step
+    torch.testing.assert_close(found, (share * inverse.square()).sort().values)
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+def test_newton_is_the_papers_iteration(iterations: int) -> None:
+    cov, moments = _spectrum(3, width=8)
+    scaled = (cov / cov.trace()).numpy()
+    power = np.eye(8)
+    for _ in range(iterations):
+        power = (3 * power - power @ power @ power @ scaled) / 2
+    got = whitening_matrix(moments, "newton", 0.0, iterations)[0]
+    np.testing.assert_allclose(got, power / np.sqrt(float(cov.trace())), atol=1e-10)
+
+
+def test_newton_ends_at_zca_and_is_stable() -> None:
+    cov, moments = _spectrum(100)
+    zca = whitening_matrix(moments, "zca", 0.0)
+    torch.testing.assert_close(whitening_matrix(moments, "newton", 0.0, 40), zca)
+    single = whitening_matrix(moments.to(torch.float32), "newton", 0.0, 40)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), zca, rtol=1e-4, atol=1e-4)
+    # the papers' form does not stay there
+    scaled = (cov / cov.trace()).float()
+    power = torch.eye(64)
+    for _ in range(40):
+        power = (3 * power - power @ power @ power @ scaled) / 2
+    assert not torch.allclose(power / cov.trace().sqrt(), zca[0].float(), rtol=0.1, atol=0.1)
+
+
+@settings(max_examples=5)
+@given(samples=st.integers(1, 6))
+def test_newton_has_a_gradient_whatever_the_rank(samples: int) -> None:
+    x = _activation(1, 4, samples).requires_grad_()
+
+    def whitened(x: Tensor) -> Tensor:
+        return whiten(x, Moments.of(x, full=True), "newton", 0.1, 3)
+
+    assert torch.autograd.gradcheck(whitened, x)
+
+
+def test_newton_of_one_channel_at_a_time_is_batch_norm() -> None:
+    x = _activation(4, 6, 3, 5)
+    got = whiten(x, Moments.of(x, channel_groups(1), full=True), "newton", EPS)
+    torch.testing.assert_close(got, F.batch_norm(x, None, None, training=True))
+
+
+@pytest.mark.parametrize("method", ["zca", "pca", "cholesky", "newton"])
+def test_whitening_is_its_matrix(method: str) -> None:
+    x = _activation(4, 6, 3, 5)
+    moments = Moments.of(x, channel_groups(3), full=True)
+    centred = channel_groups(3).split(x) - moments.mean.unsqueeze(2)
+    want = channel_groups(3).join(whitening_matrix(moments, method) @ centred, x.shape)
+    torch.testing.assert_close(whiten(x, moments, method), want)
+
+
+def test_autocast_does_not_reach_newton() -> None:
+    _, moments = _spectrum(10)
+    moments = moments.to(torch.float32)
+    want = whitening_matrix(moments, "newton")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(whitening_matrix(moments, "newton"), want)
+
+
 def test_what_cannot_be_whitened() -> None:
     x = _activation(1, 3, 4, 4)
     with pytest.raises(InputError, match=r"diagonal: measure them by Moments\.of"):
         whiten(x, Moments.of(x))
     with pytest.raises(InputError, match="unknown whitening method 'zac'; did you mean 'zca'"):
         whiten(x, Moments.of(x, full=True), "zac")
+    with pytest.raises(InputError, match="iterations 0: must be at least 1"):
+        whiten(x, Moments.of(x, full=True), "newton", iterations=0)
     with pytest.raises(InputError, match="unknown coloring method 'choleski'; did you mean 'chol"):
         color(x, Moments.of(x, full=True), "choleski")
 
