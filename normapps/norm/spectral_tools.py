@@ -160,8 +160,8 @@ def average_parameters(average: nn.Module, model: nn.Module, decay: float) -> No
             raise InputError(f"{path}: the average and the model do not have it in common")
     for path, parameter in ours.items():
         parameter.lerp_(theirs[path].to(parameter), 1 - decay)
-    for layer, norm in _find(average):
-        norm.refresh(layer)
+    for weight, norm in _find(average):
+        norm.refresh(weight)
 
 
 def _normalized(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, SpectralNorm]]:

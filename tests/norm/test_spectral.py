@@ -450,6 +450,7 @@ def test_5_an_average_of_parameters_is_normalized() -> None:
         if wrap is ours:
             assert _top(average.weight) == pytest.approx(1, abs=1e-3)
             assert float(_vectors(average)[0].norm()) == pytest.approx(1, abs=1e-6)
+            assert not inspect(average)[0].is_stale
         else:
             assert _top(average.weight) > 3
 
