@@ -237,6 +237,49 @@ def test_a_network_of_our_layers_becomes_one_of_torchs() -> None:
     assert not any(isinstance(each, BatchNorm) for each in model.model.modules())
 
 
+def test_what_a_layer_keeps_beside_comes_back() -> None:
+    import timm.layers
+
+    plain = timm.layers.convert_splitbn_model(_settle(_timm("test_resnet")), 2).eval()
+    back = DomainModel(plain, 2).export(1)
+    assert sorted(back.state_dict()) == sorted(plain.state_dict())
+    x = _images(4, dtype=torch.float32, size=64)
+    assert torch.equal(back(x), plain(x))
+
+
+class Listener:
+    """A forward hook that counts, in copies too."""
+
+    calls = 0
+
+    def __call__(self, *args: object) -> None:
+        Listener.calls += 1
+
+
+def test_hooks_stay_on_a_layer() -> None:
+    plain = Tiny()
+    plain.stem[1].register_forward_hook(Listener())
+    model, x = DomainModel(plain, 2), _images(dtype=torch.float32)
+    for network, given in ((plain, (x,)), (model, (x, 1)), (model.export(1), (x,))):
+        before = Listener.calls
+        network(*given)
+        assert Listener.calls == before + 1
+
+
+class Foldable(Tiny):
+    def fuse(self) -> Tensor:
+        var: Tensor = self.stem[1].running_var
+        return self.stem[0].weight * var.rsqrt().view(-1, 1, 1, 1)
+
+
+def test_only_an_exported_network_can_be_fused() -> None:
+    plain = _settle(Foldable())
+    model = DomainModel(plain, 2)
+    with pytest.raises(InputError, match=r"'stem.1' is a DomainNorm, which cannot be folded"):
+        model.model.fuse()
+    torch.testing.assert_close(model.export(0).fuse(), plain.fuse())
+
+
 def test_in_place_on_request() -> None:
     plain = Tiny()
     assert DomainModel(plain, 2, copy=False).model is plain
