@@ -9,8 +9,9 @@ Miyato et al. 2018, algorithm 1. Where we differ, each time because the usual co
   torch's counter misses); a write of your own to `.data` does not: call `refresh_` after it. In a
   compiled graph, which sees no counter, the vectors themselves tell: the iteration is computed at
   each read and taken where v is no longer Aᵀu/‖Aᵀu‖.
-- Warm: u and v begin as the top singular pair, drawn from no global generator, so that processes
-  with one weight have one pair. They stay in float32 (float64 for a float64 weight), also in a
+- Warm: u and v begin as the top singular pair, drawn from no global generator, and are measured
+  again at the weight's first change: processes that start apart and are then given one weight, as
+  by DDP, have one pair, also without broadcast buffers. They stay in float32 (float64 for a float64 weight), also in a
   network that is turned into half precision, and autocast does not touch them.
 - In inference a changed weight (pruned, quantized, averaged) is measured again, once, where u and v
   are more than 2 % off; what the state dict holds stays as training left it. A compiled graph does
