@@ -11,8 +11,8 @@ Miyato et al. 2018, algorithm 1. Where we differ, each time because the usual co
   each read and taken where v is no longer Aᵀu/‖Aᵀu‖.
 - Warm: u and v begin as the top singular pair, drawn from no global generator, and are measured
   again at the weight's first change: processes that start apart and are then given one weight, as
-  by DDP, have one pair, also without broadcast buffers. They stay in float32 (float64 for a float64 weight), also in a
-  network that is turned into half precision, and autocast does not touch them.
+  by DDP, have one pair, also without broadcast buffers. They stay in float32 (float64 for a float64
+  weight), also in a network that is turned into half precision, and autocast does not touch them.
 - In inference a changed weight (pruned, quantized, averaged) is measured again, once, where u and v
   are more than 2 % off; what the state dict holds stays as training left it. A compiled graph does
   not measure: call `refresh_` first.
