@@ -20,7 +20,7 @@ LAYOUTS = {"any": "(N, C, ...)", "1d": "(N, C) or (N, C, L)", "2d": "(N, C, H, W
 LAYOUTS |= {"3d": "(N, C, D, H, W)", "tokens": "(N, ..., C)"}
 """Name of a layout → the shapes it stands for."""
 
-_AXES = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
+_AXES: dict[str, tuple[int, ...]] = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 
 _SHOWN = ("num_groups", "group_size", "num_splits", "num_classes", "num_domains")
 _SHOWN += ("eps", "momentum", "affine", "layout", "frozen", "sync")
