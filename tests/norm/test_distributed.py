@@ -62,7 +62,7 @@ def test_gathered_moments_are_those_of_all_samples(tmp_path: Path) -> None:
         torch.testing.assert_close(found["count"], expected.count)
 
 
-@pytest.mark.parametrize("name", ["batch"])
+@pytest.mark.parametrize("name", ["batch", "iternorm", "coloring"])
 def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path, name: str) -> None:
     layer = create_norm(name, 4)
     x = _batch().requires_grad_()
