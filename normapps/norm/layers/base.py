@@ -22,7 +22,7 @@ LAYOUTS |= {"3d": "(N, C, D, H, W)", "tokens": "(N, ..., C)"}
 
 _AXES: dict[str, tuple[int, ...]] = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 
-_SHOWN = ("num_groups", "group_size", "num_splits", "num_classes", "num_domains")
+_SHOWN: tuple[str, ...] = ("num_groups", "group_size", "num_splits", "num_classes", "num_domains")
 _SHOWN += ("eps", "momentum", "affine", "layout", "frozen", "sync")
 
 Piece = nn.Module | Callable[[], nn.Module] | None
