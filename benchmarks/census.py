@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from results import conditions, write_section
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from results import conditions, write_section
 
 import normapps.models  # noqa: F401 -- the guard that timm needs beside torch without CUDA
 from normapps.errors import NormappsError
@@ -265,10 +264,10 @@ def _train(model: nn.Module, x: Tensor) -> str:
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
     loss = sum(out.float().square().mean() for out in _tensors(model.train()(x)))
     loss.backward()
-    grads = [each.grad for each in parameters if each.grad is not None]
+    grads = {each: each.grad.abs().max() for each in parameters if each.grad is not None}
     check(len(grads) > 0, "nothing got a gradient")
-    check(all(bool(grad.isfinite().all()) for grad in grads), "a gradient is not finite")
-    trained = next(each for each in parameters if each.grad is not None)
+    check(all(bool(grad.isfinite()) for grad in grads.values()), "a gradient is not finite")
+    trained = max(grads, key=lambda each: float(grads[each]))
     before = trained.detach().clone()
     optimizer.step()
     check(not torch.equal(before, trained), "the step changed nothing")

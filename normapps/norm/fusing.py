@@ -49,8 +49,7 @@ class Refusal:
 
 def is_foldable(layer: nn.Module) -> bool:
     """Whether a layer has what a fold into a convolution reads: a batch norm's statistics."""
-    mean = layer._buffers.get("running_mean")
-    return isinstance(layer, _BatchNorm) and mean is not None and mean.dim() == 1
+    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
 
 
 def refuse_fusing_(model: nn.Module) -> Undo:

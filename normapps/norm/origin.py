@@ -7,7 +7,7 @@ tensors, which is all that a layer holds besides what the layer of ours carries 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -27,7 +27,6 @@ class Origin:
         norm: the registry name of the layer of ours that computes the same.
         plain: its attributes that are neither tensors, modules nor hooks.
         parameters, buffers, children: their names, in order.
-        hidden: buffers that the state dict leaves out.
     """
 
     kind: type[nn.Module]
@@ -36,7 +35,6 @@ class Origin:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     children: tuple[str, ...]
-    hidden: frozenset[str] = field(default_factory=frozenset)
 
     @classmethod
     def of(cls, module: nn.Module, norm: str) -> Origin:
@@ -48,7 +46,6 @@ class Origin:
             tuple(module._parameters),
             tuple(module._buffers),
             tuple(module._modules),
-            frozenset(module._non_persistent_buffers_set),
         )
 
     def blank(self) -> nn.Module:
@@ -56,7 +53,6 @@ class Origin:
         module = self.kind.__new__(self.kind)
         nn.Module.__init__(module)
         vars(module).update(self.plain)
-        module._non_persistent_buffers_set.update(self.hidden)
         return module
 
     def marks(self) -> Iterator[tuple[str, Any]]:

@@ -51,7 +51,7 @@ def _filled(origin: Origin, layer: Any) -> nn.Module:
     for name in origin.buffers:
         value = layer._parameters.get(name) if name in ("weight", "bias") else None
         value = layer._buffers.get(name) if value is None else value.detach()
-        original.register_buffer(name, value, name not in origin.hidden)
+        original.register_buffer(name, value)
     for name in origin.children:
         original.add_module(name, layer._modules.get(name))
     original.training = layer.training

@@ -401,16 +401,24 @@ class Auxiliary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bn, self.aux, self.never = (nn.BatchNorm2d(3) for _ in range(3))
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.bn(x)
-        return y + self.aux(x.mean((2, 3), keepdim=True)) if self.training else y
+        if not self.training:
+            return y
+        self.steps += 1
+        return self.drop(y) + self.aux(x.mean((2, 3), keepdim=True))
 
 
 def test_layers_that_only_training_reaches_are_seen() -> None:
     model = Auxiliary()
-    before = _copies(model)
-    conversion = convert_norm_(model, "instance", example=torch.randn(2, 3, 4, 4))
+    before, x = _copies(model), torch.randn(1, 3, 4, 4)
+    state = torch.get_rng_state()
+    conversion = convert_norm_(model, "instance", example=x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.steps == 0
     assert [change.after for change in conversion.report] == [
         *("normapps.InstanceNorm", "torch.BatchNorm2d", "normapps.InstanceNorm")
     ]

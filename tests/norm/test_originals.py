@@ -137,6 +137,15 @@ def test_what_changed_meanwhile_comes_along() -> None:
     assert not layer.training
 
 
+def test_hooks_come_along() -> None:
+    model, seen = nn.Sequential(nn.BatchNorm2d(C)), []
+    convert_norm_(model, "batch")
+    model[0].register_forward_hook(lambda module, *_: seen.append(type(module)))
+    convert_norm_(model, "torch")
+    model(torch.randn(2, C, 3, 3))
+    assert seen == [nn.BatchNorm2d]
+
+
 def test_what_torchs_class_cannot_be_is_in_the_report() -> None:
     model = nn.Sequential(nn.BatchNorm2d(C))
     freeze_norm_(model)

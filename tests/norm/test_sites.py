@@ -160,6 +160,16 @@ def test_sites_have_all_their_names_once() -> None:
     assert find_sites(nn.Linear(2, 2)) == []
 
 
+class OwnRmsNorm(timm_layers.RmsNorm):  # type: ignore[misc,name-defined]
+    """Of a class that torch's norm layers are no base of."""
+
+
+def test_what_derives_from_timms_own_layers_is_refused_by_name() -> None:
+    site = find_sites(nn.Sequential(OwnRmsNorm(C)))[0]
+    assert site.kinds == {"rms"}
+    assert site.refusal.startswith("is not known here")
+
+
 class Unregistered(NormLayer):
     """A layer of ours that nobody registered."""
 
