@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import normapps.models  # noqa: F401 -- the guard that timm needs beside torch without CUDA
 from normapps.errors import InputError, NormappsError
-from normapps.norm.convert import convert_norm_
+from normapps.norm.convert import convert_norm, convert_norm_
 
 timm = importlib.import_module("timm")
 
@@ -72,6 +72,13 @@ def test_other_layers_make_the_block_and_all_above_refuse(norm: str) -> None:
     assert tower.fuse() == "fused"
     tower.blocks[1].eval().fuse()
     assert "fuse" not in vars(tower)
+
+
+def test_a_converted_copy_refuses_and_the_original_does_not() -> None:
+    tower = Tower()
+    with pytest.raises(InputError, match="cannot be folded"):
+        convert_norm(tower, "group").fuse()
+    assert tower.fuse() == "fused"
 
 
 def test_a_refusal_survives_copies_and_leaves_the_keys() -> None:
