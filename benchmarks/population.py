@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["resnet18", "mobilenetv2_100"])
     parser.add_argument("--layouts", nargs="+", default=["contiguous", "channels_last"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batches", type=int, default=2, help="forward passes a timing")
+    parser.add_argument("--batches", type=int, default=4, help="forward passes a timing")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=224, help="side of the pictures")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds")

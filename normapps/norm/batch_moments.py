@@ -65,12 +65,16 @@ def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Measure (M, C) rows, as channels_last holds them."""
-    blocks = [_kernel(_wide(block).t()[None, :, :, None]) for block in rows.split(_ROWS)]
-    sizes = torch.tensor([len(block) for block in rows.split(_ROWS)], dtype=torch.float64)
-    mean, var = _pool(sizes, *(torch.stack(part) for part in zip(*blocks, strict=True)))
+    pieces = rows.t()[None, :, :, None].split(_ROWS, 2)
+    blocks = [_kernel(_wide(piece)) for piece in pieces]
+    mean, var = blocks[0]
+    if len(blocks) > 1:
+        sizes = torch.tensor([piece.shape[2] for piece in pieces], dtype=torch.float64)
+        mean, var = _pool(sizes, *(torch.stack(part) for part in zip(*blocks, strict=True)))
     doubtful = mean.square() > _SAFE_RATIO * var
     if doubtful.any():
         chosen = doubtful.nonzero().flatten()
+        mean, var = mean.double(), var.double()
         mean[chosen], var[chosen] = _exact(_wide(rows[:, chosen]))
     return mean, var
 

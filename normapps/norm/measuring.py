@@ -14,7 +14,7 @@ from .batch_moments import batch_moments
 from .fingerprint import Fingerprint
 from .listening import Borrowed, Source, inference, listening
 from .moments import Moments
-from .partition import BATCH
+from .partition import BATCH, Partition
 from .population import (
     Population,
     partition_of,
@@ -135,9 +135,10 @@ class _Listener:
     def hear(self, names: Iterable[str], then: Then) -> dict[str, Moments]:
         """Measure some layers in one pass, over all processes; float64 on the CPU."""
         tally, layers = Tally(), {name: self.layers[name] for name in names}
+        partitions = {name: partition_of(layer) for name, layer in layers.items()}
 
         def hear(name: str, x: Tensor) -> None:
-            moments = _measure(layers[name], x)
+            moments = _measure(partitions[name], x)
             tally.add(name, moments)
             then(name, x, moments)
 
@@ -212,8 +213,7 @@ def _stay(name: str, x: Tensor, moments: Moments) -> None:
     """Let the forward pass go on."""
 
 
-def _measure(layer: nn.Module, x: Tensor) -> Moments:
-    partition = partition_of(layer)
+def _measure(partition: Partition, x: Tensor) -> Moments:
     return batch_moments(x) if partition == BATCH else Moments.of(x, partition, full=True)
 
 

@@ -132,9 +132,7 @@ def test_distance_is_the_symmetric_divergence() -> None:
     means, variances = torch.randn(2, 5).double(), torch.rand(2, 5).double() + 0.1
     a, b = (_population(mean, var) for mean, var in zip(means, variances, strict=True))
     found = distance(a, b, eps=0.0)["a"]
-    normals = [
-        torch.distributions.Normal(m, v.sqrt()) for m, v in zip(means, variances, strict=True)
-    ]
+    normals = [Normal(*each) for each in zip(means, variances.sqrt(), strict=True)]
     expected = kl_divergence(*normals) + kl_divergence(*normals[::-1])
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(distance(b, a, eps=0.0)["a"], expected)
