@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import normapps.models  # noqa: F401 -- the guard that timm needs beside torch without CUDA
 from normapps.errors import NormappsError
-from normapps.norm.convert import convert_norm_
-from normapps.norm.fusing import FUSERS
+from normapps.norm.convert.converter import convert_norm_
+from normapps.norm.convert.fusing import FUSERS
 from normapps.norm.layers.batch import BatchNorm
 
 SMALLEST = {

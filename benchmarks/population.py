@@ -80,7 +80,7 @@ def _row(name: str, layout: str, threads: int, options: argparse.Namespace) -> l
 
 
 def _cases(model: nn.Module, inputs: list[Tensor]) -> dict[str, Case]:
-    from normapps.norm.measuring import measure
+    from normapps.norm.population.measuring import measure
 
     return {
         "bare": lambda: _run(model, inputs),

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..models.folder import check_target, save_model
 from ..models.load import OpenedModel, open_model
 from ..norm.condition import ConditionalLayer
-from ..norm.convert import Conversion, convert_norm_
+from ..norm.convert.converter import Conversion, convert_norm_
 from .options import ConvertOptions, layer_options
 
 

@@ -12,9 +12,9 @@ from ..data.pictures import Batches, Pictures, batches
 from ..engine.device import place, resolve_device, resolve_dtype
 from ..files import check_writable
 from ..models.load import open_model
-from ..norm.measuring import measure
-from ..norm.population import Population, population_layers
-from ..norm.population_algebra import distance
+from ..norm.population.algebra import distance
+from ..norm.population.measuring import measure
+from ..norm.population.statistics import Population, population_layers
 from .options import StatsOptions
 
 Progress = Callable[[int, int], object]

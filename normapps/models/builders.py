@@ -125,7 +125,7 @@ def converted_model(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]])
     Raises:
         InputError: the base cannot be made, or a step does not fit it.
     """
-    from ..norm.convert import convert_norm_
+    from ..norm.convert.converter import convert_norm_
 
     model = folder.build(base["builder"], base["arguments"])
     for step in steps:

@@ -1,7 +1,12 @@
-"""The shared algebra of normalization: partition, moments, operations, recovery.
+"""The shared algebra of normalization, its layers, and what edits them in a model.
 
-Knows torch and nothing else of this package but its error class.
+Knows torch and, to store a population, safetensors. The algebra itself is imported at once, the
+rest when first used.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .moments import Moments, merge, mix
 from .operations import (
@@ -25,7 +30,55 @@ from .partition import (
     ghost,
     groups,
 )
-from .recovery import AdaIN, adain, affine
+from .recovery import adain, affine
+from .undo import Undo
+
+if TYPE_CHECKING:
+    from . import population as population
+    from .condition import ConditionedModel as ConditionedModel
+    from .convert import Conversion as Conversion
+    from .convert import convert_norm as convert_norm
+    from .convert import convert_norm_ as convert_norm_
+    from .convert import freeze_norm_ as freeze_norm_
+    from .convert import sync_norm_ as sync_norm_
+    from .convert import unfreeze_norm_ as unfreeze_norm_
+    from .domain import DomainModel as DomainModel
+    from .layers.adaptive import AdaIN as AdaIN
+    from .population import Population as Population
+    from .population import apply_ as apply_
+    from .population import measure as measure
+    from .registry import create_norm as create_norm
+    from .registry import list_norms as list_norms
+    from .weight import average_parameters as average_parameters
+    from .weight import inspect as inspect
+    from .weight import normalize_weights_ as normalize_weights_
+    from .weight import refresh_ as refresh_
+    from .weight import remove_spectral_norm_ as remove_spectral_norm_
+    from .weight import spectral_norm_ as spectral_norm_
+
+_LAZY = {
+    "AdaIN": "layers.adaptive",
+    "ConditionedModel": "condition",
+    "Conversion": "convert",
+    "DomainModel": "domain",
+    "Population": "population",
+    "apply_": "population",
+    "average_parameters": "weight",
+    "convert_norm": "convert",
+    "convert_norm_": "convert",
+    "create_norm": "registry",
+    "freeze_norm_": "convert",
+    "inspect": "weight",
+    "list_norms": "registry",
+    "measure": "population",
+    "normalize_weights_": "weight",
+    "refresh_": "weight",
+    "remove_spectral_norm_": "weight",
+    "spectral_norm_": "weight",
+    "sync_norm_": "convert",
+    "unfreeze_norm_": "convert",
+}
+"""Name → the module or package here that has it."""
 
 __all__ = [
     "BATCH",
@@ -33,22 +86,54 @@ __all__ = [
     "LAYER",
     "POSITION",
     "AdaIN",
+    "ConditionedModel",
+    "Conversion",
+    "DomainModel",
     "Moments",
     "Partition",
+    "Population",
+    "Undo",
     "adain",
     "affine",
+    "apply_",
+    "average_parameters",
     "barycenter",
     "center",
     "channel_groups",
     "color",
+    "convert_norm",
+    "convert_norm_",
+    "create_norm",
+    "freeze_norm_",
     "ghost",
     "groups",
+    "inspect",
+    "list_norms",
+    "measure",
     "merge",
     "mix",
+    "normalize_weights_",
+    "population",
+    "refresh_",
+    "remove_spectral_norm_",
     "restore",
     "scale",
+    "spectral_norm_",
     "standardize",
+    "sync_norm_",
     "transport",
     "transport_matrix",
+    "unfreeze_norm_",
     "whiten",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "population":
+        return import_module(".population", __name__)
+    if name not in _LAZY:
+        raise AttributeError(f"module 'normapps.norm' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .condition import ConditionedModel
-from .convert import convert_norm_
-from .fusing import refuse_fusing_
+from .convert.converter import convert_norm_
+from .convert.fusing import refuse_fusing_
+from .convert.origin import origin_of, set_origin
+from .convert.originals import restore_original
+from .convert.placing import place_
+from .convert.selection import Patterns
+from .convert.sites import Site, find_sites, read
+from .convert.successor import Successor, share_hooks
 from .layers.domain import DomainNorm
-from .origin import origin_of, set_origin
-from .originals import restore_original
-from .placing import place_
-from .population import Population, stored
+from .population.statistics import Population, stored
 from .routing import Domain, Route
-from .selection import Patterns
-from .sites import Site, find_sites, read
-from .successor import Successor, share_hooks
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -6,8 +6,6 @@ differs: a parameter, a condition, another image's moments.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -97,12 +95,3 @@ def _channelwise(values: Tensor, x: Tensor) -> Tensor:
     if values.shape not in ((c,), (1, c), (n, c)):
         raise InputError(f"recovery of {tuple(values.shape)}: must be ({c},) or ({n}, {c})")
     return values.reshape(-1, c, *[1] * (x.dim() - 2))
-
-
-def __getattr__(name: str) -> Any:
-    """`AdaIN` moved to `layers.adaptive`, which stands on this module."""
-    if name == "AdaIN":
-        from .layers.adaptive import AdaIN
-
-        return AdaIN
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

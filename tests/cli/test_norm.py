@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from normapps.cli.main import main
-from normapps.norm.population import Population
+from normapps.norm.population.statistics import Population
 from normapps.norm.registry import list_norms
 
 Run = Callable[..., tuple[str, str]]

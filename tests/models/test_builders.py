@@ -161,7 +161,7 @@ BASE = {"builder": "timm", "arguments": {"name": "test_resnet"}}
 
 
 def test_a_converted_network_is_built_again_in_the_steps_taken() -> None:
-    from normapps.norm.convert import convert_norm_
+    from normapps.norm.convert.converter import convert_norm_
 
     model = build("timm", {"name": "test_resnet"}, seed=1)
     first = convert_norm_(model, "group", include="layer1", num_groups=4)

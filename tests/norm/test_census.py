@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import normapps.models  # noqa: F401 -- the guard that timm needs beside torch without CUDA
-from normapps.norm.convert import convert_norm_
+from normapps.norm.convert.converter import convert_norm_
 from normapps.norm.layers.batch import BatchNorm
 
 timm = importlib.import_module("timm")

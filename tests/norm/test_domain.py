@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 import normapps.models  # noqa: F401  the guard before timm
 from normapps.errors import InputError
-from normapps.norm.convert import convert_norm
+from normapps.norm.convert.converter import convert_norm
 from normapps.norm.domain import DomainModel
 from normapps.norm.layers.batch import BatchNorm
 from normapps.norm.layers.domain import DomainNorm
-from normapps.norm.population import Population
+from normapps.norm.population.statistics import Population
 
 K = 3
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

@@ -377,7 +377,6 @@ def test_without_a_bias_and_with_what_follows() -> None:
         (Route(0, 4), "DomainNorm has 3 domains, the condition was made for 4"),
         (None, "needs a condition"),
     ],
-    ids=str,
 )
 def test_a_domain_that_does_not_fit_is_one_clear_line(condition: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:

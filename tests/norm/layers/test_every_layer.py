@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "conditional": {"num_classes": 4},
     "conditional_coloring": {"num_classes": 4},
     "self_modulated": {"latent_features": 5},
-    "spatial": {"condition_channels": 2},
+    "spatial": {"condition_channels": 2, "hidden_channels": 4},
     "adalin": {"latent_features": 5},
     "domain": {"num_domains": 3},
 }
