@@ -64,13 +64,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _row(name: str, layout: str, threads: int, options: argparse.Namespace) -> list[str]:
-    import timm
-
-    import normapps.models  # noqa: F401  the guard of timm
     from normapps.measure.timing import interleave
+    from normapps.models.builders import timm_model
 
     memory: Any = {"memory_format": getattr(torch, f"{layout}_format", torch.channels_last)}
-    model = timm.create_model(name).eval().to(**memory)
+    model = timm_model(name).eval().to(**memory)
     shape = (options.batch_size, 3, options.size, options.size)
     inputs = [torch.randn(shape).to(**memory) for _ in range(options.batches)]
     found = interleave(_cases(model, inputs), repeats=options.repeats)
