@@ -17,8 +17,8 @@ from ..precision import without_autocast
 _BLOCK_BYTES = 2 << 20
 """Of the blocks of a contiguous tensor: what a core's share of the cache holds."""
 
-_ROWS = 4096
-"""Rows a call of torch's channels_last kernel, which adds in float32 one row after the other."""
+_ROWS = 16384
+"""The most rows that torch's channels_last kernel adds in float32 one after the other."""
 
 _SAFE_RATIO = 1000.0
 """mean²/var up to which the rounding of that kernel's mean is no part of the variance."""
@@ -64,19 +64,27 @@ def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure (M, C) rows, as channels_last holds them."""
-    pieces = rows.t()[None, :, :, None].split(_ROWS, 2)
-    blocks = [_kernel(_wide(piece)) for piece in pieces]
-    mean, var = blocks[0]
-    if len(blocks) > 1:
-        sizes = torch.tensor([piece.shape[2] for piece in pieces], dtype=torch.float64)
-        mean, var = _pool(sizes, *(torch.stack(part) for part in zip(*blocks, strict=True)))
+    """Measure (M, C) rows, as channels_last holds them, k of them side by side: k blocks."""
+    count, channels = rows.shape
+    blocks = -(-count // _ROWS)
+    deep, rest = divmod(count, blocks)
+    side_by_side = rows[: count - rest].reshape(deep, blocks * channels)
+    means, variances = (part.view(blocks, channels) for part in _kernel_of_rows(side_by_side))
+    mean, var = _pool(means, variances)
+    if rest:
+        last_mean, last_var = (part.double() for part in _kernel_of_rows(rows[count - rest :]))
+        share, shift = rest / count, last_mean - mean
+        mean = mean + share * shift
+        var = torch.lerp(var, last_var, share) + share * (1 - share) * shift.square()
     doubtful = mean.square() > _SAFE_RATIO * var
     if doubtful.any():
         chosen = doubtful.nonzero().flatten()
-        mean, var = mean.double(), var.double()
         mean[chosen], var[chosen] = _exact(_wide(rows[:, chosen]))
     return mean, var
+
+
+def _kernel_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return _kernel(_wide(rows).t()[None, :, :, None])
 
 
 def _exact(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,12 +117,12 @@ def _by_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
     return shift.flatten().double() + distance, var.clamp_min(0)
 
 
-def _pool(sizes: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge blocks (K, C) of `sizes` (K,) to mean and variance (C,) in float64."""
-    share = (sizes / sizes.sum()).unsqueeze(1)
-    means, variances = means.double(), variances.double()
-    mean = (share * means).sum(0)
-    return mean, (share * (variances + (means - mean).square())).sum(0)
+def _pool(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge blocks (K, C) of one size to mean and variance (C,) in float64."""
+    if len(means) == 1:
+        return means[0].double(), variances[0].double()
+    between, mean = torch.var_mean(means.double(), 0, correction=0)
+    return mean, variances.mean(0, dtype=torch.float64) + between
 
 
 def _wide(x: Tensor) -> Tensor:
