@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..moments import Moments
 from ..partition import INSTANCE, LAYER
 from ..pooling import pool
 from ..recovery import recover
-from .base import AffineNorm, Piece, Taxonomy, check_elements
+from .base import AffineNorm, Recovery, Taxonomy, check_elements, place_of
 from .gate import blend, unit_interval
 from .modulated import check_latent, modulated
 
@@ -42,18 +42,11 @@ class LayerInstanceNorm(AffineNorm):
         num_features: int,
         eps: float = 1e-5,
         affine: bool = True,
-        *,
-        bias: bool = True,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Recovery],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        carried: Any = {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, affine, bias=bias, **carried, **place)
-        self.rho = nn.Parameter(torch.full((num_features,), self.first_rho, **place))
+        super().__init__(num_features, eps, affine, **carried)
+        rho = torch.full((num_features,), self.first_rho, **place_of(carried))
+        self.rho = nn.Parameter(rho)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S).
@@ -105,20 +98,13 @@ class AdaLIN(ConditionalLayer, LayerInstanceNorm):
         latent_features: int,
         eps: float = 1e-5,
         affine: bool = True,
-        *,
-        bias: bool = True,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Recovery],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        carried: Any = {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, affine, bias=bias, **carried, **place)
+        super().__init__(num_features, eps, affine, **carried)
         if latent_features < 1:
             raise InputError(f"latent_features {latent_features}: must be at least 1")
         self.latent_features = latent_features
+        place = place_of(carried)
         self.change = nn.Linear(latent_features, 2 * num_features, bias=False, **place)
         nn.init.zeros_(self.change.weight)
 

@@ -6,9 +6,10 @@ itself and keeps the names `weight` and `bias`, so that no key of a state dict c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,22 @@ Piece = nn.Module | Callable[[], nn.Module] | None
 """An activation or dropout: a module, a class to make one of, or nothing."""
 
 
+class Carried(TypedDict, total=False):
+    """The options of every layer, which its `__init__` hands on to the layer it derives from."""
+
+    layout: str
+    act: Piece
+    drop: Piece
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class Recovery(Carried, total=False):
+    """`Carried`, and whether there is a `bias`: the options of `AffineNorm`."""
+
+    bias: bool
+
+
 class NoStatisticsError(NormappsError, AttributeError):
     """A layer was asked for population statistics that its kind does not have."""
 
@@ -46,7 +63,9 @@ class Taxonomy:
 class NormLayer(nn.Module):
     """x ↦ act(drop(normalize(x))) in a layout; the base of all layers here.
 
-    A subclass says what `normalize` does to (N, C, *S), recovery included.
+    A subclass says what `normalize` does to (N, C, *S), recovery included. `**carried` in its
+    `__init__` stands for the keyword-only options of the layer it derives from, and is shown as
+    those by `inspect.signature` and `help`.
 
     Attributes:
         num_features: channels C.
@@ -59,6 +78,12 @@ class NormLayer(nn.Module):
     layout: str
     act: nn.Module
     drop: nn.Module
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own: Any = vars(cls).get("__init__")
+        if inspect.isfunction(own) and inspect.getargs(own.__code__).varkw == "carried":
+            _show_carried(own, super(cls, cls).__init__)
 
     @classmethod
     def for_layout(cls, layout: str) -> type[NormLayer]:
@@ -168,6 +193,11 @@ class AffineNorm(NormLayer):
         return affine(x, self.weight, self.bias)
 
 
+def place_of(carried: Carried) -> dict[str, Any]:
+    """Return the device and dtype of a layer's options, as torch's factories take them."""
+    return {"device": carried.get("device"), "dtype": carried.get("dtype")}
+
+
 def check_features(num_features: int) -> None:
     """Check a number of channels.
 
@@ -201,6 +231,16 @@ def largest_divisor(number: int, limit: int) -> int:
     if limit < 1:
         raise InputError(f"a group size of {limit}: must be at least 1")
     return next(size for size in range(min(number, limit), 0, -1) if number % size == 0)
+
+
+def _show_carried(own: Any, above: Any) -> None:
+    """Let an `__init__`'s signature name the keyword-only options above it for `**carried`."""
+    signature = inspect.signature(own)
+    named = {name: each for name, each in signature.parameters.items() if name != "carried"}
+    for name, each in inspect.signature(above).parameters.items():
+        if each.kind is each.KEYWORD_ONLY:
+            named.setdefault(name, each)
+    own.__signature__ = signature.replace(parameters=list(named.values()))
 
 
 def _made(piece: Piece) -> nn.Module:

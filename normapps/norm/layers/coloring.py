@@ -6,7 +6,7 @@ Two layers: `ColoringNorm` needs no label, `ConditionalColoringNorm` does.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ from ..moments import Moments
 from ..operations import whitening_matrix
 from ..partition import BATCH, INSTANCE
 from ..precision import without_autocast
-from .base import Piece, Taxonomy
-from .whitening import Whitening
+from .base import Taxonomy, place_of
+from .tracking import Tracked
+from .whitening import Grouped, Whitening
 
 
 class ColoringNorm(Whitening):
@@ -58,23 +59,14 @@ class ColoringNorm(Whitening):
         track_running_stats: bool = True,
         *,
         group_size: int | None = None,
-        bias: bool = True,
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Tracked],
     ) -> None:
-        options: Any = {"group_size": group_size, "bias": bias, "device": device, "dtype": dtype}
-        options |= {"sync": sync, "process_group": process_group}
-        options |= {"layout": layout, "act": act, "drop": drop}
+        options: Grouped = {"group_size": group_size, **carried}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         if not 0 <= eps <= 1:
             raise InputError(f"eps {eps}: is a share of the covariance, must be in 0…1")
         if affine:
-            self.weight = nn.Parameter(torch.eye(num_features, device=device, dtype=dtype))
+            self.weight = nn.Parameter(torch.eye(num_features, **place_of(carried)))
 
     def whitening(self, moments: Moments) -> Tensor:
         """Return the whitening matrices (G, d, d)."""
@@ -130,28 +122,15 @@ class ConditionalColoringNorm(ConditionalLayer, ColoringNorm):
         eps: float = 1e-3,
         momentum: float | None = 0.1,
         track_running_stats: bool = True,
-        *,
-        group_size: int | None = None,
-        bias: bool = True,
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Grouped],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        options: Any = {"group_size": group_size, "bias": bias, **place}
-        options |= {"sync": sync, "process_group": process_group}
-        options |= {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, momentum, True, track_running_stats, **options)
+        super().__init__(num_features, eps, momentum, True, track_running_stats, **carried)
         if num_classes < 1:
             raise InputError(f"num_classes {num_classes}: must be at least 1")
         self.num_classes = num_classes
-        c = num_features
+        c, place = num_features, place_of(carried)
         self.class_weight = nn.Parameter(torch.zeros(num_classes, c, c, **place))
-        shift = nn.Parameter(torch.zeros(num_classes, c, **place)) if bias else None
+        shift = None if self.bias is None else nn.Parameter(torch.zeros(num_classes, c, **place))
         self.register_parameter("class_bias", shift)
 
     def normalize_by(self, x: Tensor, condition: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..precision import without_autocast
-from .base import Piece, Taxonomy
-from .modulated import ModulatedNorm
+from .base import Taxonomy, place_of
+from .modulated import Modulated, ModulatedNorm
 
 
 class ConditionalNorm(ModulatedNorm):
@@ -51,26 +51,15 @@ class ConditionalNorm(ModulatedNorm):
         num_classes: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        *,
-        bias: bool = True,
-        base: str = "batch",
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Modulated],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        options: Any = {"base": base, "sync": sync, "process_group": process_group, **place}
-        options |= {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, momentum, bias=bias, **options)
+        super().__init__(num_features, eps, momentum, True, **carried)
         if num_classes < 1:
             raise InputError(f"num_classes {num_classes}: must be at least 1")
         self.num_classes = num_classes
+        place = place_of(carried)
         self.weight = nn.Parameter(torch.ones(num_classes, num_features, **place))
-        if bias:
+        if self.bias is not None:
             self.bias = nn.Parameter(torch.zeros(num_classes, num_features, **place))
 
     def modulation(self, x: Tensor, condition: Any) -> tuple[Tensor | None, Tensor | None]:

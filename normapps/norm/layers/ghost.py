@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from ..distributed import gather
 from ..moments import Moments
 from ..partition import BATCH, INSTANCE
 from ..pooling import pool
-from .base import LAYOUTS, NormLayer, Piece, Taxonomy
+from .base import LAYOUTS, NormLayer, Taxonomy
 from .batch import BatchNorm
+from .tracking import Tracked
 
 
 class GhostBatchNorm(BatchNorm):
@@ -44,18 +45,9 @@ class GhostBatchNorm(BatchNorm):
         track_running_stats: bool = True,
         *,
         num_splits: int = 2,
-        bias: bool = True,
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str | None = None,
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Tracked],
     ) -> None:
-        options: Any = {"bias": bias, "sync": sync, "process_group": process_group}
-        options |= {"layout": layout, "act": act, "drop": drop, "device": device, "dtype": dtype}
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **carried)
         if num_splits < 1:
             raise InputError(f"num_splits {num_splits}: must be at least 1")
         self.num_splits = num_splits

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import AffineNorm, Piece, Taxonomy, check_elements, largest_divisor
+from .base import AffineNorm, Recovery, Taxonomy, check_elements, largest_divisor
 
 
 class GroupNorm(AffineNorm):
@@ -30,25 +29,9 @@ class GroupNorm(AffineNorm):
         num_groups: int = 32,
         eps: float = 1e-5,
         affine: bool = True,
-        *,
-        bias: bool = True,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Recovery],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            affine,
-            bias=bias,
-            layout=layout,
-            act=act,
-            drop=drop,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(num_features, eps, affine, **carried)
         self.num_groups = largest_divisor(num_features, num_groups)
 
     def normalize(self, x: Tensor) -> Tensor:

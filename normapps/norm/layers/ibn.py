@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from ...errors import InputError
 from ..moments import Moments
 from ..partition import INSTANCE
 from ..recovery import recover, standardization
-from .base import Piece, Taxonomy, check_elements
+from .base import Taxonomy, check_elements
 from .mixed import MixedNorm
+from .tracking import Tracked
 
 
 class IBN(MixedNorm):
@@ -50,19 +51,9 @@ class IBN(MixedNorm):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
-        *,
-        bias: bool = True,
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Tracked],
     ) -> None:
-        options: Any = {"bias": bias, "sync": sync, "process_group": process_group}
-        options |= {"layout": layout, "act": act, "drop": drop, "device": device, "dtype": dtype}
-        super().__init__(num_features, eps, momentum, affine, **options)
+        super().__init__(num_features, eps, momentum, affine, **carried)
         if not 0 <= ratio <= 1:
             raise InputError(f"IBN ratio {ratio}: must be between 0 and 1")
         self.ratio = ratio

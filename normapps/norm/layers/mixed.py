@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from ..moments import Moments
 from ..partition import BATCH, INSTANCE
 from ..pooling import pool
-from .base import AffineNorm, Piece
+from .base import AffineNorm, Recovery, place_of
 from .tracking import Tracking
 
 
@@ -33,19 +32,13 @@ class MixedNorm(Tracking, AffineNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         *,
-        bias: bool = True,
         sync: bool = False,
         process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Recovery],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        carried: Any = {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, affine, bias=bias, **carried, **place)
+        super().__init__(num_features, eps, affine, **carried)
         self.track(momentum, sync, process_group)
+        place = place_of(carried)
         self.track_variance(place)
         self.add_mixture(place)
 

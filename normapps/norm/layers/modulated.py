@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from ...errors import InputError, unknown
 from ..condition import ConditionalLayer
 from ..partition import BATCH, INSTANCE, Partition
 from ..recovery import recover, standardization
-from .base import AffineNorm, Piece
-from .tracking import Tracking
+from .base import AffineNorm, Recovery, place_of
+from .tracking import Tracked, Tracking
+
+
+class Modulated(Tracked, total=False):
+    """The options of every layer that a condition modulates; see `ModulatedNorm`."""
+
+    base: str
 
 
 class ModulatedNorm(ConditionalLayer, Tracking, AffineNorm):
@@ -42,25 +47,18 @@ class ModulatedNorm(ConditionalLayer, Tracking, AffineNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         *,
-        bias: bool = True,
         base: str = "batch",
         sync: bool = False,
         process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Recovery],
     ) -> None:
         if base not in ("batch", "instance"):
             raise unknown("base", base, ("batch", "instance"))
-        place: Any = {"device": device, "dtype": dtype}
-        carried: Any = {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, affine, bias=bias, **carried, **place)
+        super().__init__(num_features, eps, affine, **carried)
         self.base = base
         self.track(momentum, sync and base == "batch", process_group)
         if base == "batch":
-            self.track_variance(place)
+            self.track_variance(place_of(carried))
         else:
             self.running_mean = self.running_var = self.num_batches_tracked = None
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import AffineNorm, Piece, Taxonomy
+from .base import AffineNorm, Carried, Taxonomy
 
 
 class RmsNorm(AffineNorm):
@@ -31,23 +30,9 @@ class RmsNorm(AffineNorm):
         affine: bool = True,
         *,
         bias: bool = False,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Carried],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            affine,
-            bias=bias,
-            layout=layout,
-            act=act,
-            drop=drop,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(num_features, eps, affine, bias=bias, **carried)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""

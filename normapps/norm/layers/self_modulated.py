@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from .base import Piece, Taxonomy
-from .modulated import ModulatedNorm, check_latent, modulated
+from .base import Taxonomy, place_of
+from .modulated import Modulated, ModulatedNorm, check_latent, modulated
 
 
 class SelfModulatedNorm(ModulatedNorm):
@@ -41,25 +40,14 @@ class SelfModulatedNorm(ModulatedNorm):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
-        *,
-        bias: bool = True,
-        base: str = "batch",
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Modulated],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        options: Any = {"base": base, "sync": sync, "process_group": process_group, **place}
-        options |= {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, momentum, affine, bias=bias, **options)
+        super().__init__(num_features, eps, momentum, affine, **carried)
         if min(latent_features, hidden_features) < 1:
             sizes = f"{latent_features}, {hidden_features}"
             raise InputError(f"latent_features, hidden_features {sizes}: must be at least 1")
         self.latent_features = latent_features
+        place = place_of(carried)
         self.hidden = nn.Linear(latent_features, hidden_features, **place)
         self.change = nn.Linear(hidden_features, 2 * num_features, bias=False, **place)
         nn.init.zeros_(self.change.weight)

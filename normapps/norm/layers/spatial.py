@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..operations import standardize
-from .base import LAYOUTS, Piece, Taxonomy
-from .modulated import ModulatedNorm, modulated
+from .base import LAYOUTS, Taxonomy, place_of
+from .modulated import Modulated, ModulatedNorm, modulated
 
 CONVS: dict[str, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     "1d": nn.Conv1d,
@@ -55,22 +55,11 @@ class SpatialNorm(ModulatedNorm):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
-        *,
-        bias: bool = True,
-        base: str = "batch",
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "2d",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Modulated],
     ) -> None:
-        layout = "2d" if layout == "any" else layout
-        place: Any = {"device": device, "dtype": dtype}
-        options: Any = {"base": base, "sync": sync, "process_group": process_group, **place}
-        options |= {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, momentum, affine, bias=bias, **options)
+        if carried.get("layout", "any") == "any":
+            carried["layout"] = "2d"
+        super().__init__(num_features, eps, momentum, affine, **carried)
         if min(condition_channels, hidden_channels, kernel_size) < 1 or kernel_size % 2 == 0:
             sizes = f"({condition_channels}, {hidden_channels}, {kernel_size})"
             raise InputError(
@@ -78,7 +67,7 @@ class SpatialNorm(ModulatedNorm):
                 "and the kernel odd"
             )
         self.condition_channels = condition_channels
-        self._add_convs(hidden_channels, kernel_size, place)
+        self._add_convs(hidden_channels, kernel_size, place_of(carried))
 
     def _add_convs(self, hidden_channels: int, kernel_size: int, place: dict[str, Any]) -> None:
         if self.layout not in CONVS:

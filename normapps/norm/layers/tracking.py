@@ -11,7 +11,14 @@ from ...errors import InputError
 from ..distributed import gather, is_joined
 from ..moments import Moments
 from ..partition import BATCH, Partition
-from .base import NormLayer
+from .base import NormLayer, Recovery
+
+
+class Tracked(Recovery, total=False):
+    """The options of every layer with a population and a recovery; see `Tracking`."""
+
+    sync: bool
+    process_group: Any
 
 
 class Tracking(NormLayer):

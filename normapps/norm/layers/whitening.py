@@ -7,7 +7,7 @@ papers' code, whitens worse (and collapses for PCA).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,10 +19,16 @@ from ..moments import Moments
 from ..operations import whitening_matrix
 from ..partition import BATCH, Partition, channel_groups
 from ..precision import without_autocast
-from .base import AffineNorm, Piece, Taxonomy, largest_divisor
-from .tracking import Tracking
+from .base import AffineNorm, Recovery, Taxonomy, largest_divisor, place_of
+from .tracking import Tracked, Tracking
 
 _CONVOLUTIONS: dict[str, type[nn.Conv2d] | type[nn.Conv3d]] = {"2d": nn.Conv2d, "3d": nn.Conv3d}
+
+
+class Grouped(Tracked, total=False):
+    """The options of every layer that whitens groups of channels; see `Whitening`."""
+
+    group_size: int | None
 
 
 class Whitening(Tracking, AffineNorm):
@@ -65,23 +71,16 @@ class Whitening(Tracking, AffineNorm):
         track_running_stats: bool = True,
         *,
         group_size: int | None = 16,
-        bias: bool = True,
         sync: bool = False,
         process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Recovery],
     ) -> None:
-        place: Any = {"device": device, "dtype": dtype}
-        pieces: Any = {"layout": layout, "act": act, "drop": drop}
-        super().__init__(num_features, eps, affine, bias=bias, **pieces, **place)
+        super().__init__(num_features, eps, affine, **carried)
         limit = num_features if group_size is None else group_size
         self.group_size = largest_divisor(num_features, limit)
         self.track(momentum, sync, process_group)
         self.track_running_stats = track_running_stats
-        self._track_covariance(place)
+        self._track_covariance(place_of(carried))
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""
@@ -261,18 +260,9 @@ class IterNorm(Whitening):
         *,
         group_size: int | None = 64,
         iterations: int = 5,
-        bias: bool = True,
-        sync: bool = False,
-        process_group: Any = None,
-        layout: str = "any",
-        act: Piece = None,
-        drop: Piece = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **carried: Unpack[Tracked],
     ) -> None:
-        options: Any = {"group_size": group_size, "bias": bias, "device": device, "dtype": dtype}
-        options |= {"sync": sync, "process_group": process_group}
-        options |= {"layout": layout, "act": act, "drop": drop}
+        options: Grouped = {"group_size": group_size, **carried}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         if iterations < 1:
             raise InputError(f"iterations {iterations}: must be at least 1")
