@@ -166,9 +166,12 @@ def _take_buffers(site: Site, made: Successor, init: str) -> None:
         found.pop("running_cov")
     if _fits(buffers.get("running_cov"), cov):
         found.pop("running_var")
+    whitens = cov is not None or buffers.get("running_cov") is not None
     for name, old in found.items():
-        if old is not None and _fits(buffers.get(name), old):
-            buffers[name] = old
+        new = buffers.get(name)
+        if old is not None and new is not None and new.shape == old.shape:
+            # a whitening layer keeps float32 in a half network, where a batch norm's kernel cannot
+            buffers[name] = old.to(new.dtype) if whitens else old
         elif old is not None:
             _spread(made, name, old)
     _take_counter(site, made)

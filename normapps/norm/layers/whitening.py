@@ -7,6 +7,7 @@ papers' code, whitens worse (and collapses for PCA).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -52,7 +53,9 @@ class Whitening(Tracking, AffineNorm):
     Attributes:
         group_size: channels d whitened together, in fact.
         running_mean: (C,).
-        running_cov: (C/d, d, d), biased. An old `running_var` is loaded as its diagonal.
+        running_cov: (C/d, d, d), biased. An old `running_var` is loaded as its diagonal. Like
+            `running_mean` in float32 or better, also in a network that is turned into half
+            precision: rounded to half, the covariance loses its small eigenvalues.
 
     Raises:
         InputError: no channels, or a group size below 1.
@@ -61,6 +64,7 @@ class Whitening(Tracking, AffineNorm):
     method: ClassVar[str]
     _version = 2
     running_cov: Tensor | None
+    _cast: torch.dtype  # what the network was cast to, and what is folded is made in
 
     def __init__(
         self,
@@ -182,6 +186,8 @@ class Whitening(Tracking, AffineNorm):
             return
         d = self.group_size
         groups = self.num_features // d
+        self._cast = place["dtype"] or torch.get_default_dtype()
+        place = {**place, "dtype": torch.promote_types(self._cast, torch.float32)}
         self.register_buffer("running_mean", torch.zeros(self.num_features, **place))
         self.register_buffer("running_cov", torch.eye(d, **place).repeat(groups, 1, 1))
         counter = torch.tensor(0, dtype=torch.long, device=place["device"])
@@ -192,10 +198,26 @@ class Whitening(Tracking, AffineNorm):
 
     def _module(self, matrix: Tensor, shift: Tensor) -> nn.Module:
         """The map as a module, with `drop` and `act` behind it."""
-        dtype = matrix.dtype if self.running_mean is None else self.running_mean.dtype
+        dtype = self._cast
         module = _folded(matrix.to(dtype), shift.to(dtype), self.layout).train(self.training)
         behind = [piece for piece in (self.drop, self.act) if not isinstance(piece, nn.Identity)]
         return nn.Sequential(module, *behind) if behind else module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitening:
+        """Follow a cast, but keep the running moments in float32 or better."""
+        before = self.running_mean, self.running_cov
+        parent: Any = super()
+        parent._apply(fn, recurse)
+        for name, old in zip(("running_mean", "running_cov"), before, strict=True):
+            new = getattr(self, name)
+            if old is None or new is None:
+                continue
+            precise = torch.promote_types(new.dtype, torch.float32)
+            if precise != new.dtype:
+                setattr(self, name, old.to(new.device, precise))
+        if before[0] is not None:
+            self._cast = fn(before[0].new_empty(0, dtype=self._cast)).dtype
+        return self
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from normapps.errors import InputError
-from normapps.norm import Moments, channel_groups
+from normapps.norm import Moments, channel_groups, convert_norm
 from normapps.norm.layers.whitening import CholeskyNorm, IterNorm, Whitening, ZCANorm
 from normapps.norm.registry import create_norm
 
@@ -416,3 +417,62 @@ def test_folded_it_runs_outside_of_torch(tmp_path: Path) -> None:
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(got, layer(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+# casts
+
+
+def _ill_conditioned() -> tuple[Whitening, Tensor]:
+    """A ZCA layer with the population of features of condition 10⁴ and more, at inference."""
+    x = torch.randn(64, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.einsum("ij,njhw->nihw", _mixing(16) * torch.logspace(1, -1, 16), x)
+    layer = ZCANorm(16, momentum=None, layout="2d")
+    layer(x)
+    assert torch.linalg.cond(layer.running_cov).max() > 1e4
+    return layer.eval(), x
+
+
+def _mixing(channels: int) -> Tensor:
+    return torch.randn(channels, channels, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_keeps_the_population_in_float32(dtype: torch.dtype) -> None:
+    layer, x = _ill_conditioned()
+    expected = layer(x)
+    cast = copy.deepcopy(layer).to(dtype)
+    assert cast.weight is not None
+    assert cast.weight.dtype == dtype
+    assert torch.equal(cast.running_cov, layer.running_cov)
+    assert torch.equal(cast.running_mean, layer.running_mean)
+    given = x.to(dtype)
+    assert cast(given).dtype == dtype
+    torch.testing.assert_close(cast(given).float(), layer(given.float()), rtol=0.01, atol=0.05)
+    folded = cast.cpu().fold()(given)  # a move is no cast: the folded layer stays in half
+    assert folded.dtype == dtype
+    assert folded.float().abs().max() < 2 * expected.abs().max()
+    assert cast.double().running_cov.dtype == torch.float64
+
+
+def test_a_half_checkpoint_is_loaded_into_float32() -> None:
+    layer, x = ZCANorm(8, dtype=torch.float16), _activation(8, 8, 5, 5).half()
+    assert layer.weight is not None
+    layer.weight.data.fill_(2)
+    layer(x)
+    fresh = ZCANorm(8, dtype=torch.float16)
+    fresh.load_state_dict({key: each.half() for key, each in layer.state_dict().items()})
+    assert fresh.running_cov is not None
+    assert fresh.running_cov.dtype == torch.float32
+    torch.testing.assert_close(fresh.eval()(x), layer.eval()(x), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_converting_a_half_network_and_back_keeps_it_runnable(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)).to(dtype).eval()
+    x = torch.ones(2, 3, 4, 4, dtype=dtype)
+    white = convert_norm(model, "zca")
+    assert white[1].running_mean.dtype == white[1].running_cov.dtype == torch.float32
+    assert white(x).dtype == dtype
+    back = convert_norm(white, "batch")
+    assert back[1].running_mean.dtype == back[1].running_var.dtype == dtype
+    assert back(x).dtype == dtype
