@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ def measure_statistics(
     found = measure(
         model, loader, mode=options.mode, progress=_counter(model, loader, options.mode, progress)
     )
-    found = Population(found.layers, own.fingerprint, found.samples, found.unreached)
+    found = replace(found, fingerprint=own.fingerprint)
     found.save(out, overwrite=options.overwrite)
     return StatsReport(
         opened.describe(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -39,12 +40,15 @@ def mix(
             between the two means: the variance of the mixed population.
 
     Raises:
-        InputError: m is not known, n or m is negative or both are 0, the two belong to different
-            weights or have different layers, or the rule is unknown.
+        InputError: m is not known, n or m is no number or negative, both are 0, the two belong to
+            different weights or have different layers, or the rule is unknown.
     """
     m = target.samples if samples is None else samples
     if m is None:
         raise InputError("the target population has no sample count: give samples=")
+    for each in (n, m):
+        if not isinstance(each, Real):
+            raise InputError(f"{each!r} samples: give a number")
     if not (0 <= n < math.inf and 0 <= m < math.inf and n + m > 0):
         raise InputError(f"{n} source and {m} target samples: neither may be negative, nor both 0")
     if rule not in ("linear", "pooled"):
@@ -59,12 +63,15 @@ def mix(
 def merge(parts: Iterable[Population]) -> Population:
     """Return the population of all inputs of the parts together, by their counts.
 
-    Exact for parts measured in mode `fixed` on shards of a data set, or layer by layer with
-    `sync=True`. Parts of mode `one-pass` give the population of one process that went
-    through the same batches. A layer that only some parts reached has the moments of those.
+    Exact for parts measured in mode `fixed` on shards of a data set, under the same running
+    statistics, which is checked. Parts of mode `one-pass` give the population of one process that
+    went through the same batches. Parts measured layer by layer, each under its own statistics,
+    give an approximation: `measure` with `sync=True` is exact. A layer that only some parts reached
+    has the moments of those.
 
     Raises:
-        InputError: no parts, parts of different weights, or one without counts.
+        InputError: no parts, one without counts, or parts of different weights, modes or, in mode
+            `fixed`, running statistics.
     """
     whole = list(parts)
     if not whole:
@@ -75,6 +82,7 @@ def merge(parts: Iterable[Population]) -> Population:
                 "a population without counts (a checkpoint's, a mixed one) cannot be merged"
             )
         check_weights(part.fingerprint, whole[0].fingerprint)
+    mode, based_on = _one_measurement(whole)
     names = dict.fromkeys(name for part in whole for name in (*part.layers, *part.unreached))
     layers = {}
     for name in names:
@@ -82,7 +90,21 @@ def merge(parts: Iterable[Population]) -> Population:
             layers[name] = merge_moments(each.to(torch.float64) for each in found)
     samples = sum(part.samples or 0 for part in whole)
     unreached = tuple(name for name in names if name not in layers)
-    return Population(layers, whole[0].fingerprint, samples, unreached)
+    return Population(layers, whole[0].fingerprint, samples, unreached, mode, based_on)
+
+
+def _one_measurement(parts: Sequence[Population]) -> tuple[str | None, str | None]:
+    """The mode of all parts and the statistics that they are based on, as far as known."""
+    modes = sorted({part.mode for part in parts if part.mode is not None})
+    if len(modes) > 1:
+        raise InputError(f"parts measured in modes {' and '.join(modes)}: measure all in one mode")
+    bases = {part.based_on for part in parts if part.based_on is not None}
+    if len(bases) > 1:
+        raise InputError(
+            "parts measured in mode fixed while the model had different running statistics: measure"
+            " all parts in one state of the model, before apply_"
+        )
+    return next(iter(modes), None), next(iter(bases), None)
 
 
 def distance(

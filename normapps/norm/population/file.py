@@ -21,6 +21,12 @@ FORMAT = {"format": "normapps-population", "version": "1"}
 _TENSORS = ("count", "mean", "var", "cov")
 
 
+Content = tuple[
+    dict[str, Moments], Fingerprint, int | None, tuple[str, ...], str | None, str | None
+]
+"""Layers, fingerprint, samples, unreached, mode, based_on."""
+
+
 def write(population: Population, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write a population's tensors as `<layer>/mean` and so on.
 
@@ -40,15 +46,15 @@ def write(population: Population, path: str | os.PathLike[str], overwrite: bool)
         "samples": population.samples,
         "unreached": population.unreached,
         "fingerprint": population.fingerprint.to_list(),
+        "mode": population.mode,
+        "based_on": population.based_on,
     }
     with atomic_path(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, {**FORMAT, "population": json.dumps(content)})
 
 
-def read(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, Moments], Fingerprint, int | None, tuple[str, ...]]:
-    """Read what `write` wrote: layers, fingerprint, samples, unreached.
+def read(path: str | os.PathLike[str]) -> Content:
+    """Read what `write` wrote: the fields of a population, in their order.
 
     Raises:
         InputError: missing, damaged, or another kind of file.
@@ -80,19 +86,18 @@ def _open(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tenso
         raise InputError(f"{path}: damaged or not a population; measure it again") from error
 
 
-def _content(
-    content: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Moments], Fingerprint, int | None, tuple[str, ...]]:
+def _content(content: dict[str, Any], tensors: dict[str, Tensor]) -> Content:
     layers = {}
     for name, kind, size in content["layers"]:
         count, mean, var = (tensors[f"{name}/{key}"] for key in _TENSORS[:3])
         cov = tensors.get(f"{name}/cov")
         layers[name] = Moments(count, mean, var, cov, Partition(kind, size))
-    samples = content["samples"]
-    fingerprint = Fingerprint.from_list(content["fingerprint"])
+    samples, mode, based_on = (content[key] for key in ("samples", "mode", "based_on"))
     return (
         layers,
-        fingerprint,
+        Fingerprint.from_list(content["fingerprint"]),
         None if samples is None else int(samples),
         tuple(content["unreached"]),
+        None if mode is None else str(mode),
+        None if based_on is None else str(based_on),
     )

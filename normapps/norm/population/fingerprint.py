@@ -45,7 +45,7 @@ class Fingerprint:
         state: dict[str, Any] = model.state_dict()
         return cls(
             tuple(
-                Entry(name, tuple(value.shape), _dtype(value), _digest(name, value))
+                Entry(name, tuple(value.shape), _dtype(value), digest_of(name, value))
                 for name, value in state.items()
                 if isinstance(value, Tensor) and name.rpartition(".")[2] not in STATISTICS
             )
@@ -98,7 +98,12 @@ def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _digest(name: str, value: Tensor) -> str:
+def digest_of(name: str, value: Tensor) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over a tensor's bytes, row by row.
+
+    Raises:
+        InputError: it has no values; `name` is named.
+    """
     if value.is_meta or nn.parameter.is_lazy(value):
         raise InputError(f"{name}: has no values yet; load or run the model before measuring it")
     # a view without a copy: torch gives its memory to Python only through numpy

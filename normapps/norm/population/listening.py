@@ -9,11 +9,15 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ...errors import InputError
-from .statistics import spread_name
+from .statistics import fitting, spread_name
 
 
 class Source:
-    """The batches of a loader, cut to a limit, on the model's device and in its dtype."""
+    """The batches of a loader, cut to a limit, on the model's device and in its dtype.
+
+    Empty batches are left out. Each pass over it raises an InputError for a limit below 1 and for
+    a batch without a tensor.
+    """
 
     def __init__(
         self,
@@ -22,18 +26,25 @@ class Source:
         limit: int | None,
         progress: Callable[[int], object] | None,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise InputError(f"limit {limit}: must be at least 1")
         tensors = [*model.parameters(), *model.buffers()]
         floating = next(tensor for tensor in tensors if tensor.is_floating_point())
         self.device, self.dtype = floating.device, floating.dtype
         self.loader, self.limit, self.progress = loader, limit, progress
         self.samples = 0
 
+    @property
+    def cut(self) -> str:
+        """Return what to say about the limit where it has left too few inputs."""
+        return f" (limit {self.limit})" if self.limit == 1 else ""
+
     def __iter__(self) -> Iterator[Tensor]:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit {self.limit}: must be at least 1")
         self.samples = 0
         for batch in self.loader:
             x = _tensor_of(batch)
+            if len(x) == 0:
+                continue
             left = len(x) if self.limit is None else self.limit - self.samples
             x = x[:left].to(self.device)
             yield x.to(self.dtype) if x.is_floating_point() else x
@@ -47,12 +58,12 @@ class Source:
 class Borrowed:
     """Gives layers other running buffers inside a `with` block; their own are never written."""
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self._layers = list(layers)
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = dict(layers)
         self._own: list[tuple[nn.Module, str, Tensor]] = []
 
     def __enter__(self) -> Self:
-        for layer in self._layers:
+        for layer in self._layers.values():
             for name in ("running_mean", spread_name(layer)):
                 own = layer.get_buffer(name)
                 self._own.append((layer, name, own))
@@ -63,10 +74,16 @@ class Borrowed:
         for layer, name, own in self._own:
             setattr(layer, name, own)
 
-    def write(self, layer: nn.Module, mean: Tensor, spread: Tensor) -> None:
-        """Have a layer normalize with these, cast to the dtype of its own."""
-        layer.get_buffer("running_mean").copy_(mean)
-        layer.get_buffer(spread_name(layer)).copy_(spread)
+    def write(self, name: str, mean: Tensor, spread: Tensor) -> None:
+        """Have a layer normalize with these, cast to the dtype of its own.
+
+        Raises:
+            InputError: a value is too large for that dtype.
+        """
+        layer = self._layers[name]
+        for key, value in (("running_mean", mean), (spread_name(layer), spread)):
+            buffer = layer.get_buffer(key)
+            buffer.copy_(fitting(name, value, buffer.dtype))
 
 
 @contextmanager

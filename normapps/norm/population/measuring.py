@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from ...errors import InputError, unknown
 from ..moments import Moments
 from ..partition import BATCH, Partition
+from .agreement import agreeing
 from .batch_moments import batch_moments
 from .fingerprint import Fingerprint
 from .listening import Borrowed, Source, inference, listening
 from .statistics import (
     Population,
+    digest,
     partition_of,
     population_layers,
     stored,
@@ -56,20 +59,23 @@ def measure(
         mode: what the layers normalize with while they are measured:
 
             - `one-pass`: each batch with its own statistics, as in training, frozen layers too:
-              AdaBN as it is commonly done. The batches matter: give large, mixed ones.
+              AdaBN as it is commonly done. The batches matter: give large, mixed ones. Where a
+              batch has one value a channel, as a last one of one input behind a global pooling,
+              the layer normalizes it with what this process measured before.
             - `layerwise`: layer by layer in order of execution, all earlier ones with what was
               measured for them: exact, and mode `fixed` finds the same again once it is
               applied. Reads the loader once a layer, each time through half of the network on
               average, so samples and augmentations must repeat themselves. A layer that is
               called several times has the model's own statistics while it is measured.
-            - `fixed`: every layer with the model's own statistics. Shards that were measured
-              apart merge exactly.
+            - `fixed`: every layer with the model's own statistics, whatever the batches. Shards
+              that were measured apart merge exactly.
         sync: merge over the processes of `group`, each of which reads its part of the data, be it
             none: in one-pass and fixed mode at the end, layerwise after each layer. One-pass so
-            equals one process that reads the same batches.
+            equals one process that reads the same batches. An error in one process is raised
+            in all of them.
         group: a `torch.distributed` process group; all processes without it.
         limit: at most so many inputs, in each process; the last batch is cut.
-        progress: called after each batch with its number of inputs.
+        progress: called after each batch with its number of inputs; empty batches are skipped.
 
     Returns:
         A population on the CPU; layers that no batch came to are in its `unreached`.
@@ -77,18 +83,22 @@ def measure(
     Raises:
         InputError: the model has no population layer, or none is reached; an unknown mode; a
             loader that is empty or, layerwise, gone after one pass; a batch without a tensor;
-            and, naming the layer: fewer than two values a channel, activations not finite.
+            and, naming the layer: fewer than two values a channel, activations not finite, or
+            statistics too large for the dtype of the layer's own; with `sync`, an error in another
+            process.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
+    layers = population_layers(model)
     source = Source(model, loader, limit, progress)
-    listener = _Listener(model, source, group if sync else _ALONE)
+    listener = _Listener(model, layers, source, group if sync else _ALONE)
     with torch.no_grad(), inference(model):
         if mode == "layerwise":
             found = listener.layer_by_layer()
         else:
             found = listener.at_once(batchwise=mode == "one-pass")
-    return listener.population(found)
+    based_on = digest(layers) if mode == "fixed" else None
+    return replace(listener.population(found), mode=mode, based_on=based_on)
 
 
 _ALONE = object()
@@ -98,43 +108,46 @@ _ALONE = object()
 class _Listener:
     """Runs a model over a source and listens to the inputs of its population layers."""
 
-    def __init__(self, model: nn.Module, source: Source, group: Any) -> None:
-        self.model, self.source, self.group = model, source, group
-        self.layers = population_layers(model)
+    def __init__(
+        self, model: nn.Module, layers: dict[str, nn.Module], source: Source, group: Any
+    ) -> None:
+        self.model, self.layers, self.source, self.group = model, layers, source, group
+        self.tally = Tally()
 
     def at_once(self, batchwise: bool) -> dict[str, Moments]:
         """Measure all layers in one pass, normalizing each batch by itself if `batchwise`."""
         if not batchwise:
             return self.hear(self.layers, _stay)
-        with Borrowed(self.layers.values()) as borrowed:
+        with Borrowed(self.layers) as borrowed:
 
             def normalize(name: str, x: Tensor, moments: Moments) -> None:
-                if x.numel() < 2 * x.shape[1]:
-                    raise _too_few(name, f"a batch of {len(x)} gives one value")
-                spread = moments.var.flatten() if moments.cov is None else moments.cov
-                borrowed.write(self.layers[name], moments.mean.flatten(), spread)
+                usable = self.so_far(name) if x.numel() < 2 * x.shape[1] else moments
+                spread = usable.var.flatten() if usable.cov is None else usable.cov
+                borrowed.write(name, usable.mean.flatten(), spread)
 
             return self.hear(self.layers, normalize)
 
     def layer_by_layer(self) -> dict[str, Moments]:
         """Measure one layer a pass in the order in which they are called."""
-        if iter(self.source.loader) is self.source.loader:
-            raise InputError(
-                "layerwise measuring reads the loader once a layer, and this one is gone after"
-                " one pass: give a list or a DataLoader"
-            )
+        with self.agreeing():
+            if iter(self.source.loader) is self.source.loader:
+                raise InputError(
+                    "layerwise measuring reads the loader once a layer, and this one is gone after"
+                    " one pass: give a list or a DataLoader"
+                )
         found: dict[str, Moments] = {}
         order = self.order()  # with the model's own statistics
-        with Borrowed(self.layers.values()) as borrowed:
+        with Borrowed(self.layers) as borrowed:
             for name, is_called_once in order.items():
                 found |= self.hear([name], _leave if is_called_once else _stay)
                 if name in found:
-                    borrowed.write(self.layers[name], *stored(found[name]))
+                    borrowed.write(name, *stored(found[name]))
         return found
 
     def hear(self, names: Iterable[str], then: Then) -> dict[str, Moments]:
         """Measure some layers in one pass, over all processes; float64 on the CPU."""
         tally, layers = Tally(), {name: self.layers[name] for name in names}
+        self.tally = tally
         partitions = {name: partition_of(layer) for name, layer in layers.items()}
 
         def hear(name: str, x: Tensor) -> None:
@@ -142,7 +155,7 @@ class _Listener:
             tally.add(name, moments)
             then(name, x, moments)
 
-        with listening(layers, hear):
+        with self.agreeing(), listening(layers, hear):
             for x in self.source:
                 self.forward(x)
                 tally.close()
@@ -151,7 +164,7 @@ class _Listener:
     def order(self) -> dict[str, bool]:
         """Return the layers that the first batch comes to, in that order: are they called once."""
         calls: list[str] = []
-        with listening(self.layers, lambda name, x: calls.append(name)):
+        with self.agreeing(), listening(self.layers, lambda name, x: calls.append(name)):
             for x in self.source:
                 self.forward(x)
                 break
@@ -165,6 +178,26 @@ class _Listener:
         """Run the model as far as needed."""
         with suppress(_Reached):
             self.model(x)
+
+    def so_far(self, name: str) -> Moments:
+        """Return what the earlier batches gave for a layer in which this one has one value.
+
+        Raises:
+            InputError: there are none.
+        """
+        earlier = self.tally.result().get(name)
+        if earlier is None or float(earlier.count[0]) < 2:
+            raise InputError(
+                f"layer '{name}': the first batch, of one input{self.source.cut}, gives one value a"
+                " channel, and a variance needs two: give a larger batch first, or mode='fixed'"
+            )
+        return earlier
+
+    def agreeing(self) -> AbstractContextManager[None]:
+        """Raise an error of one process in all of them, where several measure together."""
+        if self.group is _ALONE:
+            return nullcontext()
+        return agreeing(self.source.device, self.group)
 
     def join(self, found: dict[str, Moments], like: dict[str, Moments]) -> dict[str, Moments]:
         """Merge over the processes, if that is asked for."""
@@ -192,7 +225,10 @@ class _Listener:
         for name in self.layers:
             if name in found:
                 if found[name].count[0] < 2:
-                    raise _too_few(name, "all inputs together give one value")
+                    raise InputError(
+                        f"layer '{name}': all inputs together{self.source.cut} give one value a"
+                        " channel, and a variance needs two: give more inputs"
+                    )
                 layers[name] = found[name]
         unreached = tuple(name for name in self.layers if name not in layers)
         return Population(layers, Fingerprint.of(self.model), samples, unreached)
@@ -228,10 +264,3 @@ def _nothing(layer: nn.Module) -> Moments:
 def _note(count: int, *values: int) -> Moments:
     mean = torch.tensor([values], dtype=torch.float64)
     return Moments(mean.new_full((1,), count), mean, torch.zeros_like(mean), None, BATCH)
-
-
-def _too_few(name: str, what: str) -> InputError:
-    return InputError(
-        f"layer '{name}': {what} a channel, and a variance needs two: give more inputs, in larger"
-        " batches"
-    )

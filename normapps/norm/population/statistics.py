@@ -7,8 +7,9 @@ written into the model (`apply_`) and taken back out.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from ...errors import InputError
 from ..moments import Moments
 from ..partition import BATCH, Partition, channel_groups
 from ..undo import Undo
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +36,17 @@ class Population:
         samples: number of inputs behind it; None if taken from a checkpoint, or mixed.
         unreached: names of layers that no forward pass came to. They have no moments, and
             `apply_` leaves them as they are.
+        mode: of `measure`; None if not measured, or mixed.
+        based_on: in mode `fixed`, a digest of the running statistics that the model had while it
+            was measured. Parts that were measured under different ones do not merge.
     """
 
     layers: dict[str, Moments]
     fingerprint: Fingerprint
     samples: int | None = None
     unreached: tuple[str, ...] = ()
+    mode: str | None = None
+    based_on: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Population:
@@ -90,10 +96,23 @@ def population_layers(model: nn.Module) -> dict[str, nn.Module]:
     found = {name: module for name, module in model.named_modules() if _keeps(name, module)}
     if not found:
         raise InputError(
-            f"{type(model).__name__} has no layer with running statistics: "
-            "convert_norm(model, 'batch') gives it batch norms, which have them"
+            f"{type(model).__name__} has no layer with running statistics: {_way(model)}"
         )
     return found
+
+
+def _way(model: nn.Module) -> str:
+    """How a model without population layers comes to some."""
+    means = [getattr(module, "running_mean", None) for module in model.modules()]
+    if any(isinstance(mean, Tensor) and mean.dim() == 2 for mean in means):  # (K, C), of domains
+        return (
+            "its domains keep their own; measure model.export(domain), and give the population to"
+            " model.load_domain(domain, population)"
+        )
+    return (
+        "convert_norm(model, 'batch', match='all') makes its norm layers batch norms, which have"
+        " them; a network without norm layers has none to measure"
+    )
 
 
 def spread_name(layer: nn.Module) -> str:
@@ -119,6 +138,32 @@ def stored(moments: Moments) -> tuple[Tensor, Tensor]:
     count = moments.count.double()
     known = torch.where(count > 1, count / (count - 1).clamp_min(1), 1.0)
     return moments.mean.flatten(), (moments.var * known.unsqueeze(1)).to(moments.var).flatten()
+
+
+def fitting(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what a layer is to store in the dtype of its buffer.
+
+    Raises:
+        InputError: a finite value is too large for it.
+    """
+    cast = value.to(dtype)
+    narrower = torch.finfo(dtype).max < torch.finfo(value.dtype).max
+    if narrower and bool((cast.isinf() & value.isfinite()).any()):
+        raise InputError(
+            f"layer '{name}': a statistic of {float(value.abs().max()):.3g} is more than"
+            f" {str(dtype).removeprefix('torch.')} holds ({torch.finfo(dtype).max:.5g}): measure"
+            " and keep the model in float32"
+        )
+    return cast
+
+
+def digest(layers: Mapping[str, nn.Module]) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over the running statistics of layers."""
+    whole = hashlib.sha256()
+    for name, layer in layers.items():
+        for key in ("running_mean", spread_name(layer)):
+            whole.update(f"{name}.{key} {digest_of(name, layer.get_buffer(key))}\n".encode())
+    return whole.hexdigest()[:16]
 
 
 def stored_moments(layer: nn.Module) -> Moments:
@@ -150,8 +195,9 @@ def apply_(model: nn.Module, population: Population, *, strict: bool = True) -> 
         ...     evaluate(model)
 
     Raises:
-        InputError: the population belongs to another model; the first layer or weight that differs
-            is named, and nothing has changed.
+        InputError: the population belongs to another model, and the first layer or weight that
+            differs is named; or a value is too large for the dtype of a layer's buffer. Nothing
+            has changed then.
     """
     layers = population_layers(model)
     if strict:
@@ -161,7 +207,7 @@ def apply_(model: nn.Module, population: Population, *, strict: bool = True) -> 
     if not chosen:
         raise InputError("no layer of the population is in the model: measure this model")
     for name, moments in chosen.items():
-        _check_shape(name, layers[name], moments)
+        _check_fit(name, layers[name], moments)
     undo = Undo()
     for name, moments in chosen.items():
         _write(layers[name], moments, undo)
@@ -206,14 +252,16 @@ def _check_names(layers: dict[str, nn.Module], population: Population) -> None:
             raise InputError(f"layer '{name}' of the population is not in the model")
 
 
-def _check_shape(name: str, layer: nn.Module, moments: Moments) -> None:
+def _check_fit(name: str, layer: nn.Module, moments: Moments) -> None:
     spread = layer.get_buffer(spread_name(layer))
-    got = stored(moments)[1].shape
-    if got != spread.shape:
+    mean, values = stored(moments)
+    if (got := values.shape) != spread.shape:
         raise InputError(
             f"layer '{name}' keeps a spread of {tuple(spread.shape)}, the population"
             f" {tuple(got)}: it belongs to another model"
         )
+    fitting(name, mean, layer.get_buffer("running_mean").dtype)
+    fitting(name, values, spread.dtype)
 
 
 @torch.no_grad()

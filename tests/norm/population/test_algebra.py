@@ -92,6 +92,9 @@ def test_mixing_says_what_it_lacks() -> None:
     for n, samples in ((-1, 4), (1, -4), (0, 0), (float("inf"), 1), (float("nan"), 1)):
         with pytest.raises(InputError, match="neither may be negative, nor both 0"):
             mix(SOURCE, TARGET, n, samples=samples)
+    for bad in (None, "16"):
+        with pytest.raises(InputError, match=r"^(None|'16') samples: give a number$"):
+            mix(SOURCE, TARGET, bad)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown rule 'linaer'; did you mean 'linear'"):
         mix(SOURCE, TARGET, 1, rule="linaer")
     other = _model()
@@ -110,6 +113,32 @@ def test_merging_needs_counts_and_one_model() -> None:
     nn.init.ones_(other[1].weight)
     with pytest.raises(InputError, match=r"^1\.weight differs"):
         merge([TARGET, measure(other, X)])
+
+
+def test_parts_measured_under_different_statistics_do_not_merge() -> None:
+    model = _model()
+    first = measure(model, X[:1], mode="fixed")
+    second = measure(model, X[1:2], mode="fixed")
+    assert (merge([first, second]).mode, merge([first, second]).based_on) == (
+        "fixed",
+        first.based_on,
+    )
+    with apply_(model, second):
+        other = measure(model, X[2:], mode="fixed")
+    with pytest.raises(InputError, match="mode fixed while the model had different running stat"):
+        merge([first, second, other])
+    with pytest.raises(InputError, match="parts measured in modes fixed and one-pass"):
+        merge([first, measure(model, X)])
+    merge([first, replace(other, mode=None, based_on=None)])  # as far as is known
+    parts = [measure(model, X[:1])]
+    with apply_(model, second):
+        parts.append(measure(model, X[1:]))
+    assert merge(parts).mode == "one-pass"  # which does not look at them
+
+
+def test_what_is_mixed_was_measured_in_no_mode() -> None:
+    found = mix(SOURCE, TARGET, 1)
+    assert found.mode is found.based_on is SOURCE.mode is SOURCE.based_on is None
 
 
 def test_a_layer_that_some_parts_reached_is_merged_of_those() -> None:

@@ -348,8 +348,10 @@ BAD: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
     "batch": (Small(), [{"label": 1}], {}, "a batch of dict without inputs"),
     "nan": (Small(), _nan(), {}, "layer 'bn1': activations are not finite"),
     "nan fixed": (Small(), _nan(), {"mode": "fixed"}, "layer 'bn1': activations are not finite"),
-    "one": (Small(), _batches((1,)), {}, "layer 'bn3': a batch of 1 gives one value a channel"),
-    "last one": (Small(), _batches((4, 1)), {}, "layer 'bn3': a batch of 1 gives one value"),
+    "no tensors": (nn.ReLU(), _batches(), {}, "ReLU has no layer with running statistics"),
+    "all empty": (Small(), [torch.zeros(0, 3, 9, 9)], {}, "the loader gave no inputs"),
+    "one": (Small(), _batches((1, 4)), {}, "layer 'bn3': the first batch, of one input, gives one"),
+    "limit 1": (Small(), _batches(), {"limit": 1}, r"one input \(limit 1\), gives .* mode='fixed'"),
     "one fixed": (Small(), _batches((1,)), {"mode": "fixed"}, "layer 'bn3': all inputs together"),
     "generator": (Small(), iter(_batches()), {"mode": "layerwise"}, "gone after one pass"),
 }
@@ -366,6 +368,64 @@ def test_errors_are_one_line_that_names_the_place(case: str) -> None:
 def test_batches_of_one_are_enough_without_batch_statistics() -> None:
     found = measure(Small(), _batches((1, 1, 1)), mode="fixed")
     assert found.layers["bn3"].count.tolist() == [3]
+
+
+def _pooling() -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("limit", [None, 12])
+def test_a_last_batch_of_one_is_normalized_with_what_was_measured(limit: int | None) -> None:
+    model, batches = _pooling(), _batches((5, 6, 1 if limit is None else 4))
+    found = measure(model, batches, limit=limit)
+    a, b, c = (x.double().mean((2, 3)) for x in (batches[0], batches[1], batches[2][:1]))
+    before = torch.cat([a, b])
+    normalized = [
+        (x - like.mean(0)) / (like.var(0, correction=0) + 1e-5).sqrt()
+        for x, like in ((a, a), (b, b), (c, before))
+    ]
+    second = torch.cat(normalized)
+    assert found.samples == found.layers["2"].count.tolist()[0] == 12
+    torch.testing.assert_close(found.layers["2"].mean[0], second.mean(0), rtol=0, atol=1e-6)
+    expected = second.var(0, correction=0)
+    torch.testing.assert_close(found.layers["2"].var[0], expected, rtol=1e-5, atol=0)
+
+
+def test_empty_batches_are_skipped() -> None:
+    batches, seen = _batches(), []
+    nothing = batches[0][:0]
+    for mode in MODES:
+        found = measure(Small(), [nothing, *batches, nothing], mode=mode, progress=seen.append)
+        _same(found, measure(Small(), batches, mode=mode), 1e-12)
+    assert 0 not in seen
+
+
+def test_statistics_too_large_for_half_precision_are_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).half().eval()
+    x = 500 * torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    message = (
+        r"^layer '0': a statistic of \d\.\d+e\+05 is more than float16 holds \(65504\): .*float32$"
+    )
+    with pytest.raises(InputError, match=message):
+        measure(model, [x])
+    with pytest.raises(InputError, match=message):
+        measure(model, [x], mode="layerwise")
+    before = _state(model)
+    with pytest.raises(InputError, match=message):
+        apply_(model, measure(model, [x], mode="fixed"))
+    assert _state(model) == before
+    assert float(measure(model.float(), [x]).layers["0"].var.max()) > 2e5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_mode_and_what_it_is_based_on_are_kept(mode: str) -> None:
+    model = Small()
+    found = measure(model, _batches(), mode=mode)
+    assert found.mode == mode
+    assert (found.based_on is not None) == (mode == "fixed")
+    with apply_(model, found):
+        assert measure(model, _batches(), mode=mode).based_on != found.based_on or mode != "fixed"
+    assert measure(model, _batches((2,)), mode=mode).based_on == found.based_on
 
 
 def test_layers_that_are_only_borrowed_are_reported() -> None:
@@ -427,7 +487,29 @@ def _measure_in_process(rank: int, folder: str, shares: Sequence[Sequence[int]])
     for mode in MODES:
         found = measure(Small(), mine, mode=mode, sync=True)
         found.save(f"{folder}/{mode}-{rank}.safetensors")
+        _fail_in_process(rank, folder, mode)
     torch.distributed.destroy_process_group()
+
+
+def _fail_in_process(rank: int, folder: str, mode: str) -> None:
+    """Fail in one of the processes, in several ways, and write down what each raises."""
+    layerwise = mode == "layerwise"
+    model = Small()
+    if rank == 1:
+        model.drop = _Failing(RuntimeError("broken\nin two lines"))  # type: ignore[assignment]
+    cases = {
+        "nan": (Small(), _nan() if rank == 1 else _batches()),
+        "broken": (model, _batches()),
+        "batch": (Small(), [{}] if rank == 2 else iter(_batches()) if layerwise else _batches()),
+        "one": (_pooling(), _batches((1,) if rank == 1 else (4,))),
+    }
+    for case, (failing, loader) in cases.items():
+        try:
+            measure(failing, loader, mode=mode, sync=True)
+            said = "nothing"
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        Path(f"{folder}/{mode}-{case}-{rank}.txt").write_text(said)
 
 
 @pytest.fixture(scope="module")
@@ -445,3 +527,32 @@ def test_processes_together_are_one_process(processes: Path, mode: str) -> None:
         found = Population.load(processes / f"{mode}-{rank}.safetensors")
         _same(found, expected, 1e-5 if mode == "layerwise" else 1e-6)
         assert found.unreached == ("spare",)
+
+
+NAN = "InputError: process 1: layer 'bn1': activations are not finite"
+FAILURES = {
+    "nan": dict.fromkeys(MODES, NAN),
+    "broken": dict.fromkeys(MODES, "InputError: process 1: RuntimeError: broken"),
+    "batch": {
+        "one-pass": "InputError: process 2: a batch of dict without inputs",
+        "fixed": "InputError: process 2: a batch of dict without inputs",
+        "layerwise": "InputError: process 0: layerwise measuring reads the loader once a layer",
+    },
+    "one": {
+        "one-pass": "InputError: process 1: layer '1': the first batch, of one input",
+        "fixed": "nothing",
+        "layerwise": "nothing",
+    },
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", FAILURES)
+def test_an_error_in_one_process_is_raised_in_all(processes: Path, mode: str, case: str) -> None:
+    for rank in range(len(SHARES)):
+        said = (processes / f"{mode}-{case}-{rank}.txt").read_text()
+        if case == "broken" and rank == 1:
+            assert said == "RuntimeError: broken\nin two lines"
+        else:
+            assert said.startswith(FAILURES[case][mode])
+            assert "\n" not in said

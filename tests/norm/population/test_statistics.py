@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 import normapps.models  # noqa: F401  the guard of timm
 from normapps.errors import InputError
-from normapps.norm import Moments, channel_groups
+from normapps.norm import DomainModel, Moments, channel_groups, convert_norm
 from normapps.norm.layers.whitening import ZCANorm
 from normapps.norm.population.measuring import measure
-from normapps.norm.population.statistics import Population, apply_, population_layers
+from normapps.norm.population.statistics import Population, apply_, digest, population_layers
 
 
 def _model(seed: int = 0, width: int = 4) -> nn.Sequential:
@@ -69,6 +70,46 @@ def test_a_model_without_a_population_is_told_what_to_do() -> None:
         Population.of(nn.GroupNorm(2, 4))
     with pytest.raises(InputError, match=r"^layer '0' is lazy: run the model"):
         Population.of(nn.Sequential(nn.LazyBatchNorm2d()))
+
+
+def test_what_a_model_without_a_population_is_told_works() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), _batches()[0]
+    with pytest.raises(InputError, match=r"convert_norm\(model, 'batch', match='all'\)"):
+        measure(model, [x])
+    assert list(measure(convert_norm(model, "batch", match="all"), [x]).layers) == ["1"]
+    domains = DomainModel(_model(), 2)
+    with pytest.raises(InputError, match=r"measure model\.export\(domain\).*load_domain\(domain"):
+        measure(domains, [x])
+    found = measure(domains.export(1), [x])
+    domains.load_domain(1, found)
+    for name, moments in domains.population(1).layers.items():
+        torch.testing.assert_close(moments.mean, found.layers[name].mean.float())
+
+
+def test_the_digest_sees_every_statistic() -> None:
+    model = nn.Sequential(_model(), ZCANorm(4, group_size=2))
+    layers = population_layers(model)
+    found = {digest(layers)}
+    for layer in layers.values():
+        for name in ("running_mean", "running_var", "running_cov"):
+            if isinstance(buffer := getattr(layer, name, None), Tensor):
+                buffer.view(-1)[-1] += 0.1
+                found.add(digest(layers))
+    assert len(found) == 1 + 2 * len(layers)
+    model.double()
+    assert digest(layers) not in found
+
+
+def test_a_value_too_large_for_the_buffer_is_refused() -> None:
+    model = _model()
+    population = measure(model, [1e4 * x for x in _batches()])
+    half = copy.deepcopy(model).half()
+    before = _buffers(half)
+    with pytest.raises(InputError, match=r"^layer '1': a statistic of .* more than float16 holds"):
+        apply_(half, population, strict=False)
+    assert _buffers(half) == before
+    population.layers["3"].mean[0, 0] = float("inf")  # not ours: as a checkpoint may have it
+    apply_(model, population)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -185,7 +226,11 @@ def test_a_file_holds_every_bit(tmp_path: Path) -> None:
     for name, moments in population.layers.items():
         _equal(found.layers[name], moments)
     Population.of(model).save(path, overwrite=True)
-    assert Population.load(path).samples is None
+    own = Population.load(path)
+    assert own.samples is own.mode is own.based_on is None
+    measure(model[:2], _batches(), mode="fixed").save(path, overwrite=True)
+    fixed = Population.load(path)
+    assert (fixed.mode, fixed.based_on) == ("fixed", digest(population_layers(model[:2])))
 
 
 def _equal(found: Moments, expected: Moments) -> None:
