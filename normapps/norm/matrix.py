@@ -36,8 +36,12 @@ def multiply(
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     matrix = matrix.to(precise).expand(groups, -1, -1)
     shift = matrix.new_zeros(1, width) if shift is None else shift.to(precise)
+    given = precise, matrix, shift.expand(groups, -1)
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    if not learns or torch.compiler.is_exporting():  # a file holds operators, not our gradient
+        return _product(*given, partition).to(x.dtype)
     apply: Any = _Product.apply
-    y: Tensor = apply(precise, matrix, shift.expand(groups, -1), partition)
+    y: Tensor = apply(*given, partition)
     return y.to(x.dtype)
 
 
@@ -58,18 +62,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, matrix: Tensor, shift: Tensor, partition: Partition) -> Tensor:
         ctx.partition = partition
         ctx.save_for_backward(x, matrix)
-        pieces = _pieces(x, partition, x)
-        parts, groups = pieces.shape[:2]
-        rows = pieces.flatten(0, 1)
-        matrix, shift = (t.expand(parts, *t.shape).flatten(0, 1) for t in (matrix, shift))
-        with without_autocast(x):
-            if rows.stride(1) == 1:  # channels_last stays so
-                sides = rows.transpose(1, 2), matrix.transpose(1, 2)
-                y = torch.baddbmm(shift.unsqueeze(1), *sides).transpose(1, 2)
-            else:
-                y = torch.baddbmm(shift.unsqueeze(2), matrix, rows)
-        whole = _united(y.unflatten(0, (parts, groups)), partition, x)
-        return whole.data  # a view must not leave: activations work in place on what they get
+        y = _product(x, matrix, shift, partition)
+        return y.data  # a view must not leave: activations work in place on what they get
 
     @staticmethod
     def backward(
@@ -107,6 +101,21 @@ class _Covariance(torch.autograd.Function):
         with without_autocast(x):
             shift = of_mean / samples - (both @ mean.unsqueeze(2)).squeeze(2)
         return multiply(x, ctx.partition, both, shift), None
+
+
+def _product(x: Tensor, matrix: Tensor, shift: Tensor, partition: Partition) -> Tensor:
+    """matrix·x + shift."""
+    pieces = _pieces(x, partition, x)
+    parts, groups = pieces.shape[:2]
+    rows = pieces.flatten(0, 1)
+    matrix, shift = (t.expand(parts, *t.shape).flatten(0, 1) for t in (matrix, shift))
+    with without_autocast(x):
+        if rows.stride(1) == 1:  # channels_last stays so
+            sides = rows.transpose(1, 2), matrix.transpose(1, 2)
+            y = torch.baddbmm(shift.unsqueeze(1), *sides).transpose(1, 2)
+        else:
+            y = torch.baddbmm(shift.unsqueeze(2), matrix, rows)
+    return _united(y.unflatten(0, (parts, groups)), partition, x)
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition) -> Tensor:

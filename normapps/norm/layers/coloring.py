@@ -135,9 +135,9 @@ class ConditionalColoringNorm(ConditionalLayer, ColoringNorm):
 
     def normalize_by(self, x: Tensor, condition: Any) -> Tensor:
         """Normalize and recover (N, C, *S) by the class of each sample."""
-        chosen = self._chosen(condition, len(x)).to(x.device)
+        chosen = self._chosen(condition, x.shape[0]).to(x.device)
         matrix, shift = self.map_by(self.moments(x), chosen)
-        return multiply(x, BATCH if len(matrix) == 1 else INSTANCE, matrix, shift)
+        return multiply(x, BATCH if matrix.shape[0] == 1 else INSTANCE, matrix, shift)
 
     def map_by(self, moments: Moments, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Return y = matrix·x + shift of each of L classes or mixtures, (L, C, C) and (L, C).

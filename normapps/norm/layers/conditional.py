@@ -65,7 +65,7 @@ class ConditionalNorm(ModulatedNorm):
     def modulation(self, x: Tensor, condition: Any) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and shift of each sample's class, (N, C) or (1, C)."""
         if isinstance(condition, Tensor) and condition.is_floating_point():
-            self._check(condition.shape == (len(x), self.num_classes), condition, x)
+            self._check(condition.shape == (x.shape[0], self.num_classes), condition, x)
             return self._mixed(self.weight, condition), self._mixed(self.bias, condition)
         labels = self._labels(condition, x)
         scale, shift = (None if t is None else F.embedding(labels, t) for t in self._tables())
@@ -85,7 +85,7 @@ class ConditionalNorm(ModulatedNorm):
         if isinstance(condition, int):
             self._check(0 <= condition < self.num_classes, condition, x)
             return torch.full((1,), condition, device=x.device)
-        fits = isinstance(condition, Tensor) and condition.shape in ((), (1,), (len(x),))
+        fits = isinstance(condition, Tensor) and condition.shape in ((), (1,), (x.shape[0],))
         self._check(fits, condition, x)
         labels: Tensor = condition.reshape(-1).long()
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -100,7 +100,7 @@ class ConditionalNorm(ModulatedNorm):
             got = f"label {condition}" if shape is None else f"{condition.dtype} {tuple(shape)}"
             raise InputError(
                 f"{type(self).__name__} got {got}, needs labels below {self.num_classes}: a number "
-                f"or ({len(x)},) integers, or ({len(x)}, {self.num_classes}) weights"
+                f"or ({x.shape[0]},) integers, or ({x.shape[0]}, {self.num_classes}) weights"
             )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

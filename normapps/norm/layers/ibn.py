@@ -69,8 +69,8 @@ class IBN(MixedNorm):
         if k > 0:
             check_elements(self, math.prod(x.shape[2:]), x)
         own, batch = self._moments(x)
-        mean = torch.cat([own.mean[:, :k], batch.mean[:, k:].expand(len(x), -1)], 1)
-        var = torch.cat([own.var[:, :k], batch.var[:, k:].expand(len(x), -1)], 1)
+        mean = torch.cat([own.mean[:, :k], batch.mean[:, k:].expand(x.shape[0], -1)], 1)
+        var = torch.cat([own.var[:, :k], batch.var[:, k:].expand(x.shape[0], -1)], 1)
         split = Moments(own.count, mean, var, None, INSTANCE)
         return recover(x, standardization(split, self.eps), self.weight, self.bias)
 

@@ -108,11 +108,11 @@ def check_latent(layer: AffineNorm, latent: Any, features: int, x: Tensor) -> Te
         InputError: it is something else.
     """
     if isinstance(latent, Tensor) and latent.is_floating_point():
-        if latent.shape in ((len(x), features), (1, features)):
+        if latent.shape in ((x.shape[0], features), (1, features)):
             return latent
         got = f"a latent of {tuple(latent.shape)}"
     else:
         got = f"{latent.dtype} labels" if isinstance(latent, Tensor) else type(latent).__name__
     raise InputError(
-        f"{type(layer).__name__} got {got}, needs a floating latent of ({len(x)}, {features})"
+        f"{type(layer).__name__} got {got}, needs a floating latent of ({x.shape[0]}, {features})"
     )

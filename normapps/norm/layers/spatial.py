@@ -98,7 +98,7 @@ class SpatialNorm(ModulatedNorm):
         return modulated(change, self.weight, self.bias)
 
     def _checked(self, condition: Any, x: Tensor) -> Tensor:
-        n, axes = len(x), self.hidden.weight.dim()
+        n, axes = x.shape[0], self.hidden.weight.dim()
         if x.dim() != axes:
             raise InputError(f"SpatialNorm got {tuple(x.shape)}, needs positions: (N, C, L)")
         if isinstance(condition, Tensor) and condition.is_floating_point():

@@ -1,0 +1,58 @@
+"""Layers at inference as programs of torch.export: one for all sizes of a batch, with its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from normapps.norm import create_norm
+
+C = 6
+LABELS = torch.tensor([0, 2, 1, 3, 3, 0])
+OPTIONS: dict[str, dict[str, Any]] = {
+    "zca": {"group_size": 3},
+    "conditional": {"num_classes": 4},
+    "conditional_coloring": {"num_classes": 4},
+    "self_modulated": {"latent_features": C},
+    "spatial": {"condition_channels": 2, "hidden_channels": 4},
+    "adalin": {"latent_features": C},
+}
+NAMES = ["batch", "instance", "group", "zca", "cholesky", "iternorm", "coloring"]
+NAMES += ["switchable", "bin", "iln", "ibn", *(name for name in OPTIONS if name != "zca")]
+
+
+def _given(name: str, samples: int) -> tuple[Tensor, ...]:
+    """An activation and, where the layer needs one, a condition of so many samples."""
+    generator = torch.Generator().manual_seed(samples)
+    x = torch.randn(samples, C, 5, 4, generator=generator)
+    if name not in OPTIONS or name == "zca":
+        return (x,)
+    if "num_classes" in OPTIONS[name]:
+        return x, LABELS[:samples]
+    shape = (samples, 2, 5, 4) if name == "spatial" else (samples, C)
+    return x, torch.randn(shape, generator=generator)
+
+
+def _make(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    layer = create_norm(name, C, layout="2d", **OPTIONS.get(name, {}))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    layer(*_given(name, 5))
+    return layer.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_any_size_is_exported(name: str) -> None:
+    """N = C too, which a comparison of shapes while exporting would have excluded."""
+    layer, given = _make(name), _given(name, 4)
+    batch = Dim("N", min=2, max=64)
+    program = export(layer, given, dynamic_shapes=tuple({0: batch} for _ in given)).module()
+    for samples in (2, 4, C):
+        other = _given(name, samples)
+        torch.testing.assert_close(program(*other), layer(*other))
