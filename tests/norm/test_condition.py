@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,16 +181,141 @@ def test_a_call_on_the_result_of_a_call() -> None:
     _same(_gradients(model), _gradients(reference))
 
 
-@pytest.mark.parametrize("shape", ["dict", "list", "nested"])
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("at", ["block", "scaled", "last"])
+def test_a_loss_may_enter_at_a_tensor_within(at: str, reentrant: bool) -> None:
+    """Of one call only a feature is used, which the output of no module needs to be."""
+
+    class Keeping(_Network):
+        def forward(self, x: Tensor) -> Tensor:
+            x = checkpoint(self.block, self.stem(x), use_reentrant=reentrant)
+            scaled = x * 2
+            last = self.last(scaled)
+            self.kept = {"block": x, "scaled": scaled, "last": last}[at]
+            return last.tanh()
+
+    def kept(x: Tensor, condition: Any) -> Tensor:
+        norm, *rest = reference.block
+        y = nn.Sequential(*rest)(norm(reference.stem(x), condition))
+        last = reference.last(y * 2, condition)
+        return {"block": y, "scaled": y * 2, "last": last}[at]
+
+    model, reference = ConditionedModel(Keeping("conditional")), _Network("conditional")
+    conditions = [_condition("conditional", seed) for seed in range(3)]
+    model(_input(0), conditions[0])
+    feature = model.model.kept
+    found = model(_input(1), conditions[1]).square().sum() + feature.pow(3).sum()
+    model(_input(2), conditions[2])
+    found.backward()
+    norm, *rest = reference.block
+    y = nn.Sequential(*rest)(norm(reference.stem(_input(1)), conditions[1]))
+    expected = reference.last(y * 2, conditions[1]).tanh().square().sum()
+    (expected + kept(_input(0), conditions[0]).pow(3).sum()).backward()
+    _same(_gradients(model), _gradients(reference))
+    assert model.condition.value is None
+
+
+def test_a_failed_backward_pass_leaves_nothing_behind() -> None:
+    model, reference = ConditionedModel(_Network("conditional", False)), _Network("conditional")
+    condition = _condition("conditional")
+    model.model.stem.weight.register_hook(_fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        model(_input(), _condition("conditional", 3)).sum().backward()
+    assert model.condition.value is None
+    with pytest.raises(InputError, match="needs a condition"):
+        model.model(_input())
+    with torch.no_grad():
+        model(_input(), condition)
+    assert vars(model.condition._slot) == {"held": None, "restored": None}
+    model.model.stem.weight._backward_hooks.clear()
+    model.zero_grad()
+    model(_input(), condition).square().sum().backward()
+    _by_hand(reference, _input(), condition).square().sum().backward()
+    _same(_gradients(model), _gradients(reference))
+
+
+def _fail(_: Tensor) -> None:
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_threads_do_not_mix(reentrant: bool) -> None:
+    """All hold their condition before any goes on, forward and in what backward recomputes."""
+    meet = threading.Barrier(3, timeout=30)
+
+    class Meeting(_Network):
+        def forward(self, x: Tensor) -> Tensor:
+            meet.wait()
+            x = checkpoint(self._block, self.stem(x), use_reentrant=reentrant)
+            y = self.last(x)
+            meet.wait()
+            return y
+
+        def _block(self, x: Tensor) -> Tensor:
+            meet.wait()
+            return self.block(x)
+
+    model, found = ConditionedModel(Meeting("conditional")), dict[int, list[Tensor]]()
+
+    def run(seed: int) -> None:
+        x = _input(seed).requires_grad_()
+        y = model(x, _condition("conditional", seed))
+        found[seed] = [y.detach(), _into(x, y)]
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    reference = _Network("conditional")
+    for seed in range(3):
+        x = _input(seed).requires_grad_()
+        y = _by_hand(reference, x, _condition("conditional", seed))
+        torch.testing.assert_close(found[seed], [y.detach(), _into(x, y)])
+
+
+def _into(x: Tensor, y: Tensor) -> Tensor:
+    y.square().sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def test_a_pickled_model_shares_a_holder_that_holds_nothing() -> None:
+    model = ConditionedModel(nn.Sequential(create_norm("conditional", C, num_classes=5))).eval()
+    with model.condition.holding(1):
+        twin = pickle.loads(pickle.dumps(model))
+    assert twin.condition is twin.model[0].condition
+    assert twin.condition.value is None
+    x = torch.randn(N, C, 4)
+    assert torch.equal(twin(x, 2), model(x, 2))
+
+
+@dataclass
+class _Outputs:
+    y: Any
+    n: int = 3
+
+
+@pytest.mark.parametrize("shape", ["dict", "list", "nested", "dataclass"])
 def test_outputs_may_be_nested(shape: str) -> None:
     class Several(_Network):
         def forward(self, x: Tensor) -> Any:
             y = super().forward(x)
-            return {"dict": {"y": y, "n": 3}, "list": [y], "nested": ({"y": [y]}, None)}[shape]
+            return {
+                "dict": {"y": y, "n": 3},
+                "list": [y],
+                "nested": ({"y": [y]}, None),
+                "dataclass": _Outputs({"y": y}),
+            }[shape]
 
     model, reference = ConditionedModel(Several("conditional", False)), _Network("conditional")
     out = model(_input(), _condition("conditional"))
-    y = {"dict": lambda: out["y"], "list": lambda: out[0], "nested": lambda: out[0]["y"][0]}
+    y = {
+        "dict": lambda: out["y"],
+        "list": lambda: out[0],
+        "nested": lambda: out[0]["y"][0],
+        "dataclass": lambda: out.y["y"],
+    }
     y[shape]().square().sum().backward()
     _by_hand(reference, _input(), _condition("conditional")).square().sum().backward()
     _same(_gradients(model), _gradients(reference))
