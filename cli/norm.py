@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -118,7 +119,7 @@ def stats(
             progress=lambda done, total: bar.advance("batches", total),
         )
     if as_json:
-        print(json.dumps(dataclasses.asdict(report) | {"file": str(out)}, indent=2))
+        print(json.dumps(_stats_facts(report) | {"file": str(out)}, indent=2))
     else:
         _show_stats(report, options.rows)
         print(out)
@@ -183,7 +184,17 @@ def _reflowed(text: str) -> str:
 
 def _conversion_facts(report: ConvertReport) -> dict[str, object]:
     layers = [row._asdict() for row in report.conversion.report]
-    return {"model": report.model, "change": report.change, "layers": layers}
+    facts: dict[str, object] = {"model": report.model, "change": report.change, "layers": layers}
+    return facts | ({"change_unknown": report.unknown} if report.unknown else {})
+
+
+def _stats_facts(report: StatsReport) -> dict[str, object]:
+    """The report as JSON has it: null where a divergence is no finite number."""
+    facts = dataclasses.asdict(report)
+    for shift in facts["shifts"]:
+        for key in ("mean", "worst"):
+            shift[key] = shift[key] if math.isfinite(shift[key]) else None
+    return facts
 
 
 def _show_conversion(report: ConvertReport) -> None:
@@ -204,6 +215,8 @@ def _show_conversion(report: ConvertReport) -> None:
     text = f"{count} of {len(rows)} layers replaced"
     if report.change is not None:
         text += f"; outputs on noise change by {report.change:.1%}"
+    if report.unknown:
+        text += f"; change of the outputs not known: {report.unknown}"
     console.print(text, highlight=False)
 
 
@@ -212,7 +225,7 @@ def _show_stats(report: StatsReport, rows: int) -> None:
     from rich.table import Table
 
     table = Table(title="symmetric KL divergence from the model's own statistics, nats")
-    table.add_column("layer")
+    table.add_column("layer", overflow="fold")
     for title in ("channels", "mean", "worst", "channel"):
         table.add_column(title, justify="right")
     for shift in report.shifts[:rows]:

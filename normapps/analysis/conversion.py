@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ class ConvertReport:
         model: in words: name and weights.
         conversion: layer by layer.
         change: relative difference of the outputs on noise before and after, in inference mode;
-            None where the new layers want a condition, or the output is no tensor.
+            None where it is not known.
+        unknown: why it is not.
     """
 
     model: str
     conversion: Conversion
     change: float | None
+    unknown: str = ""
 
 
 def convert_model(spec: str, out: str | os.PathLike[str], options: ConvertOptions) -> ConvertReport:
@@ -60,6 +63,7 @@ def convert_model(spec: str, out: str | os.PathLike[str], options: ConvertOption
     )
     model, noise = opened.model, _noise(opened)
     before = _output(model, noise)
+    runs = isinstance(before, Tensor)
     chosen = layer_options(options.set)
     conversion = convert_norm_(
         model,
@@ -68,7 +72,7 @@ def convert_model(spec: str, out: str | os.PathLike[str], options: ConvertOption
         include=options.include,
         exclude=options.exclude,
         init=options.init,
-        example=noise,
+        example=noise if runs else None,
         **chosen,
     )
     step = {
@@ -90,7 +94,8 @@ def convert_model(spec: str, out: str | os.PathLike[str], options: ConvertOption
         history=[*opened.history, {"converted": step}],
         overwrite=options.overwrite,
     )
-    return ConvertReport(opened.describe(), conversion, _change(before, _output(model, noise)))
+    change, unknown = _change(before, _output(model, noise) if runs else before)
+    return ConvertReport(opened.describe(), conversion, change, unknown)
 
 
 def _with_step(source: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,16 +112,23 @@ def _noise(opened: OpenedModel) -> Tensor:
     return torch.randn(2, wanted.channels, *wanted.size, generator=generator)
 
 
-def _output(model: nn.Module, x: Tensor) -> Tensor | None:
+def _output(model: nn.Module, x: Tensor) -> Tensor | str:
+    """The model's output on pictures, or why there is none to compare."""
     if any(isinstance(layer, ConditionalLayer) for layer in model.modules()):
-        return None
-    with evaluating(model):
-        y = model(x)
-    return y if isinstance(y, Tensor) else None
+        return "the layers want a condition"
+    try:
+        with evaluating(model):
+            y = model(x)
+    except Exception as error:  # of somebody else's forward, that may want more than a picture
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"the model does not run on pictures alone ({reason})"
+    return y if isinstance(y, Tensor) else f"the model returns {type(y).__name__}, not a tensor"
 
 
-def _change(before: Tensor | None, after: Tensor | None) -> float | None:
-    if before is None or after is None:
-        return None
-    size = before.norm()
-    return float((after - before).norm() / size) if size else None
+def _change(before: Tensor | str, after: Tensor | str) -> tuple[float | None, str]:
+    if isinstance(before, str) or isinstance(after, str):
+        return None, after if isinstance(after, str) else str(before)
+    change = float((after - before).norm() / before.norm())
+    if not math.isfinite(change):
+        return None, "the outputs are not finite numbers, or zero"
+    return change, ""

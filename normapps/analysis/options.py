@@ -11,7 +11,6 @@ from ..errors import InputError
 from ..models.options import ModelOptions
 from ..options import device_option, option
 
-KINDS = ("batch", "layer", "group", "instance", "rms", "all")
 MODES = ("one-pass", "layerwise", "fixed")
 
 
@@ -24,7 +23,9 @@ class ConvertOptions(ModelOptions):
     """
 
     to: str = option("", "layer to put in, a name of `norm list`, or torch to go back")
-    match: str = option("batch", "which layers are replaced", choices=KINDS)
+    match: str = option(
+        "batch", "which layers are replaced: batch, layer, group, instance, rms, all, or a name"
+    )
     include: tuple[str, ...] = option((), "only module names like this pattern; repeatable")
     exclude: tuple[str, ...] = option((), "no module names like this pattern; repeatable")
     set: tuple[str, ...] = option((), "an option of the layer, as group_size=16; repeatable")
@@ -66,6 +67,9 @@ class StatsOptions(ModelOptions):
     overwrite: bool = option(False, "replace an existing file")
 
 
+_NOT_TEXT = ("device", "dtype", "process_group")
+
+
 def layer_options(texts: tuple[str, ...]) -> Mapping[str, Any]:
     """Read `name=value` texts; values are JSON where they can be, else text.
 
@@ -77,6 +81,8 @@ def layer_options(texts: tuple[str, ...]) -> Mapping[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"--set {text}: must be name=value, such as group_size=16")
+        if name in _NOT_TEXT:
+            raise InputError(f"--set {text}: {name} follows the layer that is replaced")
         found[name.replace("-", "_")] = _value(value)
     return found
 

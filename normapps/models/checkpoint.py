@@ -43,16 +43,18 @@ def load_checkpoint(
     model = make(num_classes)
     state, said = _fitted(model, found)
     classes = _classes_of(model.state_dict(), state) if said else None
+    chosen = num_classes
     if said and num_classes is None and classes is not None:
-        model = make(classes)
-        state, said = _fitted(model, found)
-        num_classes = classes
+        other = make(classes)
+        other_state, other_said = _fitted(other, found)
+        if not other_said:
+            model, state, said, chosen = other, other_state, [], classes
     if said:
         hint = f"leave out --num-classes {num_classes}, it has {classes}"
         remedy = hint if classes and num_classes else "name the model that it was made for"
         raise InputError(f"{path}: does not fit the model: {first_of(said)}; {remedy}")
     model.load_state_dict(state)
-    return model, num_classes
+    return model, chosen
 
 
 def without_prefixes(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:

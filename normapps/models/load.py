@@ -268,6 +268,8 @@ def _pretrained(source: Mapping[str, Any], seed: int) -> nn.Module:
     try:
         with _brief_hub(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # for a classifier of other classes
+            if source["builder"] == "torchvision":
+                _check_reachable(source["arguments"]["name"])
             return make(**source["arguments"], pretrained=True)
     except Exception as error:  # of whichever HTTP client the libraries use
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -295,6 +297,17 @@ def _brief_hub() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def _check_reachable(name: str) -> None:
+    """Find out whether torch's hub could get a file; it would announce the download before that."""
+    from torch.hub import get_dir
+    from torchvision.models import get_model_weights
+
+    url = urlsplit(getattr(get_model_weights(name), "DEFAULT").url)  # noqa: B009  not typed
+    cached = Path(get_dir(), "checkpoints", Path(url.path).name)
+    if not cached.is_file() and not _is_known(url.hostname):
+        raise OSError("its host is not known on this machine")
 
 
 def _is_known(host: str | None) -> bool:

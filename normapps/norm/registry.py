@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import InputError, unknown
@@ -78,12 +80,8 @@ def create_norm(
     Example:
         >>> create_norm("iternorm", 64, layout="2d", group_size=16)
     """
-    kind = norm_class(name)
-    known = norm_options(name)
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of norm '{name}'", option, known)
-    made = kind.for_layout(layout)
+    _check_options(name, options)
+    made = norm_class(name).for_layout(layout)
     try:
         return made(num_features, layout=layout, act=act, drop=drop, **options)
     except TypeError as error:
@@ -112,6 +110,38 @@ def norm_options(name: str) -> dict[str, Any]:
     Raises:
         InputError: an unknown name.
     """
+    return {key: each.default for key, each in _parameters(name).items()}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
     shared = ("self", "num_features", "layout", "act", "drop")
     parameters = inspect.signature(norm_class(name).__init__).parameters
-    return {key: each.default for key, each in parameters.items() if key not in shared}
+    return {key: each for key, each in parameters.items() if key not in shared}
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check names and kinds of options; a wrong value would show in a forward pass only."""
+    known = _parameters(name)
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of norm '{name}'", option, known)
+        wanted = str(known[option].annotation).split(" | ")
+        if set(wanted) <= _KINDS.keys() and not any(_KINDS[each](value) for each in wanted):
+            raise InputError(f"norm '{name}': {option}={value!r} must be {' or '.join(wanted)}")
+    for option, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise InputError(f"norm '{name}' needs {option}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "float": _is_number,
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "None": lambda value: value is None,
+}
+"""Annotation of an option → whether a value is of its kind; other annotations are not checked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,3 +72,47 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     (out / "file").touch()
     with pytest.raises(InputError, match="exists already"):
         convert_model(MODEL, out, ConvertOptions(to="batch"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"to": "conditional", "set": ("num_classes=3",)}, {"to": "domain", "set": ("num_domains=2",)}],
+)
+def test_a_conditional_model_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert "condition" in convert_model(MODEL, there, ConvertOptions(**options)).unknown
+    report = convert_model(str(there), back, ConvertOptions(to="batch", match=options["to"]))
+    assert report.conversion.converted > 0
+    x = torch.randn(1, 3, 160, 160)
+    assert torch.allclose(load_model(back)(x), open_model(MODEL).model(x), atol=1e-5)
+
+
+def test_a_model_that_takes_more_than_a_picture_has_its_own_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no norm layer"):
+        convert_model("adain-tiny", tmp_path / "out", ConvertOptions(to="batch"))
+
+
+@pytest.mark.parametrize(
+    ("to", "value", "message"),
+    [
+        ("iternorm", "eps=nan", "eps='nan' must be float"),
+        ("batch", "momentum=abc", "momentum='abc' must be float or None"),
+        ("batch", "device=cuda", "device follows the layer"),
+        ("group", "num_groups=abc", "num_groups='abc' must be int"),
+    ],
+)
+def test_values_of_set_are_checked(tmp_path: Path, to: str, value: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        convert_model(MODEL, tmp_path / "out", ConvertOptions(to=to, set=(value,)))
+
+
+def test_outputs_that_are_no_numbers_are_said(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = open_model("test_resnet").model.state_dict()
+    state["fc.weight"][:] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    options = ConvertOptions(to="batch", checkpoint=tmp_path / "nan.safetensors")
+    report = convert_model("test_resnet", tmp_path / "out", options)
+    assert report.change is None
+    assert "not finite" in report.unknown

@@ -7,7 +7,6 @@ optimizer made before goes on working.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError, unknown
+from ..nesting import detached_copy
 from ..registry import list_norms, norm_options
 from ..undo import Undo
 from .fusing import refuse_fusing_
@@ -115,7 +115,7 @@ def convert_norm(
         >>> convert_norm(model, "iternorm", group_size=32, example=images)
     """
     holder = nn.Module()
-    holder.model = copy.deepcopy(model)
+    holder.model = detached_copy(model)
     steps = _planned(holder.model, _Choice(to, match, include, exclude, init, options), example)
     for site, *_ in steps:
         if site.module is holder.model:
@@ -243,7 +243,9 @@ def _wanted(model: nn.Module, chosen: _Choice) -> list[Site]:
     wanted = select(sites, chosen.kinds(), chosen.include, chosen.exclude)
     if not wanted:
         kinds = sorted({kind for site in sites for kind in site.kinds & {*KINDS.values()}})
-        there = f"it has {', '.join(kinds)}: give match=" if kinds else "it has no norm layer"
+        there = f"match {', '.join(kinds)}, which it has" if kinds else "it has no norm layer"
+        if all_of_kind := select(sites, chosen.kinds(), (), ()):
+            raise InputError(f"include and exclude leave none of {len(all_of_kind)} norm layers")
         raise InputError(f"no norm layer of kind {chosen.match!r} in the model; {there}")
     return wanted
 

@@ -72,8 +72,8 @@ def _sample(site: Site) -> nn.Module:
     if make is None or (site.norm == "rms" and bias is not None):
         raise InputError(
             f"{site.name}: torch has no class for the '{site.norm}' layer {type(layer).__name__} "
-            f"(layout '{site.layout}'{', with an activation' if carries else ''}); leave it as it "
-            "is (exclude=) or convert it to 'batch' first"
+            f"(layout '{site.layout}'{', with an activation' if carries else ''}); exclude it, or "
+            "convert it to 'batch' first"
         )
     sample: nn.Module = make(layer)
     if carries:

@@ -45,8 +45,8 @@ def select(
     for site in taken:
         if site.refusal:
             raise InputError(
-                f"{site.name}: {qualified(type(site.module))} {site.refusal}; leave it as it is "
-                f"by exclude='{site.names[0]}'"
+                f"{site.name}: {qualified(type(site.module))} {site.refusal}; exclude "
+                f"'{site.names[0]}' to leave it as it is"
             )
     return taken
 

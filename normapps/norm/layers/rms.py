@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,24 +15,26 @@ class RmsNorm(AffineNorm):
 
     Args:
         num_features: channels C.
-        eps: added to the mean square.
+        eps: added to the mean square; None: the resolution of the dtype, as in torch.
         affine: have `weight`.
         bias: have `bias`; the paper has none.
         layout, act, drop: see `NormLayer`.
     """
 
     taxonomy: ClassVar = Taxonomy("position", "scale", "affine", "Zhang & Sennrich 2019")
+    eps: Any
 
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-6,
+        eps: float | None = 1e-6,
         affine: bool = True,
         *,
         bias: bool = False,
         **carried: Unpack[Carried],
     ) -> None:
-        super().__init__(num_features, eps, affine, bias=bias, **carried)
+        super().__init__(num_features, 0.0, affine, bias=bias, **carried)
+        self.eps = eps
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""

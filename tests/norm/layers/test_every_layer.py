@@ -333,8 +333,11 @@ def test_names_are_found_by_pattern_and_mistakes_are_mended() -> None:
         create_norm("bacth", 4)
     with pytest.raises(InputError, match="unknown option of norm 'batch' 'epsilon'"):
         create_norm("batch", 4, epsilon=1e-3)
-    with pytest.raises(InputError, match="norm 'domain' refuses its options"):
+    with pytest.raises(InputError, match="norm 'domain' needs num_domains"):
         create_norm("domain", 4)
+    for option in ({"eps": float("nan")}, {"momentum": "abc"}, {"affine": 1}, {"eps": None}):
+        with pytest.raises(InputError, match="must be "):
+            create_norm("batch", 4, **option)
 
 
 def test_layers_are_what_torch_has() -> None:
