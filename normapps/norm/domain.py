@@ -6,7 +6,6 @@ The whole of domain-specific batch normalization (Chang et al. 2019) and of univ
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +23,8 @@ from .convert.selection import Patterns
 from .convert.sites import Site, find_sites, read
 from .convert.successor import Successor, share_hooks
 from .layers.domain import DomainNorm
-from .population.statistics import Population, stored
+from .nesting import detached_copy
+from .population.statistics import Population, apply_
 from .routing import Domain, Route
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -46,9 +46,14 @@ class DomainModel(ConditionedModel):
     `Route` and `DomainNorm`.
 
     Gradient checkpointing, reentrant or not, gives the gradients that the network has without it,
-    also where several calls share a backward pass. What the backward pass recomputes is not
+    also where several calls share a backward pass, with the limits of `ConditionedModel.forward`
+    (no double backward). What the backward pass recomputes is not
     counted: running statistics move once a batch, where torch's own batch norms, checkpointed,
     move twice.
+
+    Networks that fold positions or windows into the batch before a batch norm (timm's LeViT and
+    EfficientViT do) refuse a mixed batch, because their layers cannot tell the samples apart: give
+    those one domain a batch. Threads may call one model at a time each with domains of their own.
 
     DDP needs no `find_unused_parameters`: a batch without a domain gives its rows gradients of 0.
     Where processes see different domains, give `sync=True`: else DDP, which by default spreads the
@@ -92,7 +97,7 @@ class DomainModel(ConditionedModel):
     ) -> None:
         options: dict[str, Any] = {"num_domains": num_domains, "share_affine": share_affine}
         options |= {"unseen": unseen} | ({} if sync is None else {"sync": sync})
-        inner = copying.deepcopy(model) if copy else model
+        inner = detached_copy(model) if copy else model
         chosen: Any = {"match": match, "include": include, "exclude": exclude}
         conversion = convert_norm_(inner, "domain", **chosen, **options)
         for name, bank in _banks(inner).items():
@@ -131,7 +136,7 @@ class DomainModel(ConditionedModel):
         Raises:
             InputError: the domain is out of range.
         """
-        plain = copying.deepcopy(self.model)
+        plain = detached_copy(self.model)
         sites = [site for site in find_sites(plain) if isinstance(site.module, DomainNorm)]
         place_(plain, [(site, _original(site, domain)) for site in sites])
         refuse_fusing_(plain)
@@ -171,32 +176,39 @@ class DomainModel(ConditionedModel):
         }
 
     def load_domain(
-        self, domain: int, source: nn.Module | Mapping[str, Tensor] | Population
+        self,
+        domain: int,
+        source: nn.Module | Mapping[str, Tensor] | Population,
+        *,
+        strict: bool = True,
     ) -> None:
         """Set what one domain has for itself.
 
         Args:
             domain: its number.
             source: a network as `export` returns it, a state dict of one, what `state_of`
-                returned, or a population, which changes the statistics alone. Scales and shifts
-                that all domains share stay.
+                returned, or a population, which changes the statistics alone; layers that it
+                names in `unreached` stay. Scales and shifts that all domains share stay.
+            strict: refuse a population that was not measured with the weights of `export(domain)`,
+                or lacks a layer; see `apply_`.
 
         Raises:
-            InputError: the domain is out of range, or a layer's values are missing or of another
-                shape; nothing has changed then.
+            InputError: the domain is out of range, a layer's values are missing or of another
+                shape, or the population belongs to other weights; nothing has changed then.
         """
-        state = source.state_dict() if isinstance(source, nn.Module) else source
-        values = _stored(state) if isinstance(state, Population) else state
+        if isinstance(source, Population):
+            measured = source
+            source = self.export(domain)
+            apply_(source, measured, strict=strict)
+        values = source.state_dict() if isinstance(source, nn.Module) else source
         wanted = self.state_of(domain)
         for name, row in wanted.items():
-            if isinstance(source, Population) and name not in values:
-                continue
             if name not in values or values[name].shape != row.shape:
                 got = tuple(values[name].shape) if name in values else "nothing"
                 raise InputError(f"'{name}' of domain {domain}: {got}, needs {tuple(row.shape)}")
         with torch.no_grad():
             for name, row in wanted.items():
-                row.copy_(values.get(name, row))
+                row.copy_(values[name])
 
     def add_domain(self, from_domain: int = 0) -> int:
         """Add a domain that starts as another one is; return its number.
@@ -235,15 +247,6 @@ def _original(site: Site, domain: int) -> Successor:
     own: Any = read(branch)
     own.names = site.names
     return restore_original(own)
-
-
-def _stored(population: Population) -> dict[str, Tensor]:
-    """A population's values by the keys of a state dict."""
-    found: dict[str, Tensor] = {}
-    for name, moments in population.layers.items():
-        values = zip(_STATISTICS, stored(moments), strict=False)
-        found |= {f"{name}.{key}": value for key, value in values}
-    return found
 
 
 def _counted(name: str) -> bool:

@@ -94,6 +94,6 @@ def _channelwise(values: Tensor, x: Tensor) -> Tensor:
     n, c = x.shape[:2]
     rows = values.shape[0] if values.dim() == 2 else 1
     # a comparison of shapes would ask an exported N whether it equals C
-    if values.dim() not in (1, 2) or values.shape[-1] != c or (rows != n and rows != 1):
+    if values.dim() not in (1, 2) or values.shape[-1] != c or rows not in (1, n):
         raise InputError(f"recovery of {tuple(values.shape)}: must be ({c},) or ({n}, {c})")
     return values.reshape(-1, c, *[1] * (x.dim() - 2))

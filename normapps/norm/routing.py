@@ -101,7 +101,7 @@ def check_domain(domain: object, num_domains: int) -> int | None:
     Raises:
         InputError: it is no integer, or out of range.
     """
-    if not isinstance(domain, int):
+    if isinstance(domain, bool) or not isinstance(domain, int):
         raise InputError(f"domain {domain!r}: must be an int, a tensor or None")
     if not UNKNOWN <= domain < num_domains:
         raise InputError(f"domain {domain}: must be 0 … {num_domains - 1}, or -1 for unknown")
@@ -185,7 +185,8 @@ def _fitting(rows: Tensor, x: Tensor) -> Tensor:
     if rows.shape[0] != x.shape[0]:
         raise InputError(
             f"domains of {rows.shape[0]} samples meet an activation of {x.shape[0]}: give one "
-            "domain a sample, or one for all where a network folds other axes into the batch"
+            "domain a sample; a network that folds positions into the batch (LeViT, EfficientViT) "
+            "takes one domain a batch, as a number"
         )
     return rows
 

@@ -170,3 +170,17 @@ def test_a_checkpoint_that_needs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hook": Wrapped()}, tmp_path / "x.pth")
     with pytest.raises(InputError, match="pickled objects are refused"):
         load_checkpoint(small, tmp_path / "x.pth")
+
+
+def test_a_checkpoint_of_another_network_blames_no_option(tmp_path: Path) -> None:
+    """A guess at its classes, that does not help, is not the user's."""
+    state = trained()
+    wrong = {
+        key: torch.zeros(9) if key == "conv1.1.running_mean" else x for key, x in state.items()
+    }
+    assert wrong["conv1.1.running_mean"].shape != state["conv1.1.running_mean"].shape
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    with pytest.raises(InputError, match=r"conv1.1.running_mean is \(9,\)") as error:
+        load_checkpoint(small, tmp_path / "wrong.safetensors")
+    assert "--num-classes" not in str(error.value)
+    assert "more" not in str(error.value)

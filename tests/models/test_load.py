@@ -229,6 +229,16 @@ def test_an_unknown_host_is_not_asked_again_and_again(monkeypatch: pytest.Monkey
     assert before == constants.HF_HUB_OFFLINE
 
 
+def test_torchs_hub_announces_no_download_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("normapps.models.load._is_known", lambda _: False)
+    with pytest.raises(InputError, match="cannot be fetched"):
+        open_model("torchvision/resnet18", pretrained=True)
+    assert "Downloading" not in capsys.readouterr().err
+
+
 def test_pretrained_weights_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normapps.models.load._is_known", lambda _: True)
     state = open_model("test_resnet", seed=5).model.state_dict()

@@ -113,7 +113,12 @@ class NormLayer(nn.Module):
             InputError: x has another number of axes or channels, or is not floating; in training,
                 too few samples to measure.
         """
-        return self.leave(self.normalize(self.enter(x)))
+        x = self.enter(x)
+        return self.leave(self.pass_empty(x) if x.shape[0] == 0 else self.normalize(x))
+
+    def pass_empty(self, x: Tensor) -> Tensor:
+        """Return (0, C, *S) as it is, with gradients of 0, not None, for the parameters."""
+        return x + sum(each.sum() for each in self.parameters())
 
     def enter(self, x: Tensor) -> Tensor:
         """Check x and bring its channels to axis 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InputError, unknown
@@ -72,11 +73,28 @@ class GhostBatchNorm(BatchNorm):
         chunks = x.chunk(self.num_splits)
         if self.running_mean is None:
             return torch.cat([self._by_kernel(each, None, None, True, 0.0) for each in chunks])
-        mean, var = self.running_mean.new_zeros(2, self.num_splits, self.num_features)
-        places = zip(chunks, mean, var, strict=True)
-        y = torch.cat([self._by_kernel(each, mu, rho, True, 1.0) for each, mu, rho in places])
+        precise = torch.promote_types(self.running_mean.dtype, torch.float32)
+        shape = 2, self.num_splits, self.num_features
+        mean, var = self.running_mean.new_zeros(shape, dtype=precise)
+        y = torch.cat([self._by_chunk(*each) for each in zip(chunks, mean, var, strict=True)])
         self._remember_chunks(mean, var, x.numel() // mean.numel())
         return y
+
+    def pass_empty(self, x: Tensor) -> Tensor:
+        """Return (0, C, *S) at inference.
+
+        Raises:
+            InputError: in training, as for every batch without equal chunks.
+        """
+        if self.training and not self.uses_population:
+            self._check_chunks(x)
+        return super().pass_empty(x)
+
+    def _by_chunk(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Standardize a chunk and leave its moments, in float32 or better, in `mean` and `var`."""
+        pair = (self.weight, self.bias)
+        weight, bias = (None if each is None else each.to(mean.dtype) for each in pair)
+        return F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
 
     @torch.no_grad()
     def _remember_chunks(self, mean: Tensor, unbiased: Tensor, samples: int) -> None:

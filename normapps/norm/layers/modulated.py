@@ -10,7 +10,7 @@ from ...errors import InputError, unknown
 from ..condition import ConditionalLayer
 from ..partition import BATCH, INSTANCE, Partition
 from ..recovery import recover, standardization
-from .base import AffineNorm, Recovery, place_of
+from .base import AffineNorm, Recovery, check_elements, place_of
 from .tracking import Tracked, Tracking
 
 
@@ -65,6 +65,17 @@ class ModulatedNorm(ConditionalLayer, Tracking, AffineNorm):
     def partition(self) -> Partition:
         """Return the partition of `base`."""
         return BATCH if self.base == "batch" else INSTANCE
+
+    def check_samples(self, samples: int, x: Tensor) -> None:
+        """Check that a batch, or with the base `instance` a sample, can be measured.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.base == "instance":
+            check_elements(self, samples, x)
+        else:
+            super().check_samples(samples, x)
 
     def modulation(self, x: Tensor, condition: Any) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and shift of (N, C, *S): each (C,), (1, C), (N, C) or None.

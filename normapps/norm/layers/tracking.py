@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ...errors import InputError
 from ..distributed import gather, is_joined
 from ..moments import Moments
-from ..partition import BATCH, Partition
+from ..partition import BATCH, INSTANCE, Partition
 from .base import NormLayer, Recovery
 
 
@@ -42,7 +42,6 @@ class Tracking(NormLayer):
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
-    least_samples: ClassVar[int] = 2
 
     def track(self, momentum: float | None, sync: bool, process_group: Any = None) -> None:
         """Set how the layer tracks; the buffers are the subclass's."""
@@ -70,18 +69,52 @@ class Tracking(NormLayer):
             measured: this process's moments of x where they are known already.
 
         Raises:
-            InputError: in training, too few samples.
+            InputError: too few samples to measure; with `sync`, in all processes alike.
         """
         if self.uses_population:
             return self.population()
         partition = self.partition()
-        self.check_samples(partition.shape(x.shape)[2], x)
-        measured = self.measure(x, partition) if measured is None else measured
-        if self.sync:
+        samples = partition.shape(x.shape)[2]
+        if measured is None:
+            measured = self.measure(x, partition)
+        return self.joined(measured, samples, x)
+
+    def joined(self, measured: Moments, samples: int, x: Tensor) -> Moments:
+        """Return the moments of all processes, checked and in training remembered.
+
+        Args:
+            measured: this process's moments of x.
+            samples: how many each of them is measured from.
+
+        Raises:
+            InputError: too few samples, in all processes alike.
+        """
+        if self.sync and is_joined():
             measured = gather(measured, self.process_group)
+            if samples < self.least_samples:  # the others may have more; reading waits for a GPU
+                samples = int(measured.count[0])
+        self.check_samples(samples, x)
         if self.training and self.running_mean is not None:
             self.remember(measured.detach())
         return measured
+
+    def pass_empty(self, x: Tensor) -> Tensor:
+        """Return (0, C, *S); a layer that measures takes part in what other processes measure.
+
+        Raises:
+            InputError: the layer measures batches, and all processes together have too few.
+        """
+        if not self.uses_population and self.partition() != INSTANCE:
+            # by its gradient, of 0, this process takes part in the others' backward pass too
+            x = x + self.joined(self.no_moments(x), 0, x).mean.sum().to(x.dtype)
+        return super().pass_empty(x)
+
+    def no_moments(self, x: Tensor) -> Moments:
+        """Return the moments, of count 0, that stand for an empty batch (0, C, *S)."""
+        width = self.partition().shape((1, *x.shape[1:]))[1]
+        rows = self.num_features if self.running_mean is None else self.running_mean.numel()
+        zero = x.to(torch.promote_types(x.dtype, torch.float32)).sum().expand(rows // width, width)
+        return Moments(zero.new_zeros(len(zero)), zero, zero, None, self.partition())
 
     def partition(self) -> Partition:
         """Return the partition whose moments are tracked."""
@@ -102,20 +135,30 @@ class Tracking(NormLayer):
         mean, var = (_precise(each)[None] for each in (self.running_mean, self.running_var))
         return Moments(mean.new_zeros(1), mean, var, None, BATCH)
 
+    @property
+    def least_samples(self) -> int:
+        """How many samples a channel the layer can measure."""
+        return 2
+
     def check_samples(self, samples: int, x: Tensor) -> None:
-        """Check, in training, that a batch holds enough samples to measure.
+        """Check that a batch that is measured holds enough samples.
 
         Raises:
             InputError: it does not.
         """
-        if self.sync and is_joined():
-            samples *= distributed.get_world_size(self.process_group)
-        if self.training and samples < self.least_samples:
+        if samples < self.least_samples:
+            when = "in training" if self.training else "without a population"
             raise InputError(
-                f"{type(self).__name__} got {tuple(x.shape)} in training: {samples} sample(s) a "
-                f"channel, needs {self.least_samples}; give larger batches (drop_last=True), or "
-                "freeze the layer (freeze_norm_)"
+                f"{type(self).__name__} got {tuple(x.shape)} {when}: {samples} sample(s) a "
+                f"channel, needs {self.least_samples}; {self.remedy}"
             )
+
+    @property
+    def remedy(self) -> str:
+        """What helps where there are too few samples."""
+        if not self.training:
+            return "give larger batches, or keep a population (track_running_stats=True)"
+        return "give larger batches (drop_last=True), or freeze the layer (freeze_norm_)"
 
     @torch.no_grad()
     def remember(self, measured: Moments) -> None:

@@ -8,13 +8,13 @@ papers' code, whitens worse (and collapses for PCA).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ...errors import InputError
-from ..distributed import is_joined
 from ..matrix import multiply
 from ..moments import Moments
 from ..operations import whitening_matrix
@@ -163,20 +163,26 @@ class Whitening(Tracking, AffineNorm):
             if running is not None and new is not None:
                 running.lerp_(new.to(running), share.to(running))
 
-    def check_samples(self, samples: int, x: Tensor) -> None:
-        """Check, in training, that a batch can have a covariance of full rank.
+    @property
+    def least_samples(self) -> int:
+        """How many samples a channel the layer can measure: in training, those of full rank."""
+        return self.group_size + 1 if self.training else 2
 
-        Raises:
-            InputError: it cannot.
-        """
-        if self.sync and is_joined():
-            samples *= distributed.get_world_size(self.process_group)
-        if self.training and samples <= self.group_size:
-            raise InputError(
-                f"{type(self).__name__} got {tuple(x.shape)} in training: {samples} sample(s) a "
-                f"channel for group_size {self.group_size}, needs more than that; give larger "
-                "batches (drop_last=True), a smaller group_size, or freeze the layer (freeze_norm_)"
-            )
+    @property
+    def remedy(self) -> str:
+        """What helps where there are too few samples."""
+        if not self.training:
+            return super().remedy
+        return (
+            "give larger batches (drop_last=True), a group_size smaller than "
+            f"{self.group_size}, or freeze the layer (freeze_norm_)"
+        )
+
+    def no_moments(self, x: Tensor) -> Moments:
+        """Return the moments, of count 0, that stand for an empty batch (0, C, *S)."""
+        none = super().no_moments(x)
+        cov = none.mean.unsqueeze(2).expand(-1, -1, none.mean.shape[1])
+        return replace(none, cov=cov)
 
     def _track_covariance(self, place: Any) -> None:
         """Register the buffers of a full population, standard normal at first."""

@@ -1,8 +1,9 @@
 """Batch moments without a gradient, at little more than the time that reading takes.
 
 `Moments.of` takes several passes over memory and keeps what a gradient needs. Here a tensor is
-taken in blocks that fit a cache, each measured about a shift of its own, and the blocks' moments
-are merged in float64 (Chan et al. 1983).
+taken in blocks that fit a cache and the blocks are merged in float64 (Chan et al. 1983); channels
+in which that would lose digits, their mean being large beside their deviation, are measured anew
+about a shift.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _ROWS = 16384
 
 _SAFE_RATIO = 1000.0
 """mean²/var up to which the rounding of that kernel's mean is no part of the variance."""
+
+
+_SAFE_SQUARES = 10.0
+"""mean²/var up to which a mean of squares in float32 is as good as one about a shift."""
 
 
 @torch.no_grad()
@@ -96,6 +101,26 @@ def _exact(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Measure contiguous (N, C, S): sums and sums of squares of each row, pooled in float64."""
+    n, channels, space = x.shape
+    sums, norms = _wide(x[:0, :0]).new_empty(2, n, channels)
+    each = max(1, min(n, _BLOCK_BYTES // (4 * channels * space)))
+    for start in range(0, n, each):
+        block = slice(start, start + each)
+        values = _wide(x[block])
+        torch.sum(values, 2, out=sums[block])
+        torch.linalg.vector_norm(values, 2, 2, out=norms[block])
+    total = n * space
+    mean = sums.double().sum(0) / total
+    var = norms.double().square().sum(0) / total - mean.square()
+    safe = (mean.square() <= _SAFE_SQUARES * var) & var.isfinite()  # a square may be too large
+    if not safe.all():
+        chosen = (~safe).nonzero().flatten()
+        mean[chosen], var[chosen] = _about_a_shift(x[:, chosen])
+    return mean, var
+
+
+def _about_a_shift(x: Tensor) -> tuple[Tensor, Tensor]:
     """Measure contiguous (N, C, S) in one pass about the first sample's mean.
 
     A sample is 1/N of the values, so the square of the shift's distance from the mean is at most

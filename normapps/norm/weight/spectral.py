@@ -159,9 +159,10 @@ class SpectralNorm(nn.Module):
             if torch.compiler.is_compiling():
                 return self._divide(weight, self._direction_in_graph(weight.detach()))
             mark = mark_of(weight)
-            direction = self._direction(weight.detach(), mark)
-            normalized = self._divide(weight, direction)
-        self._guard.check(normalized, mark, direction)
+            if self._guard.check(weight, mark):
+                self._kept = self._eval_kept = None
+            normalized = self._divide(weight, self._direction(weight.detach(), mark))
+        self._guard.hand_out(normalized, mark)
         return normalized
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -186,6 +187,7 @@ class SpectralNorm(nn.Module):
         """Take u and v, just measured, as those of `weight`, the parameter underneath."""
         self._is_started = True
         self._eval_mark = mark_of(weight)
+        self._guard.look(weight, self._eval_mark)
         self._eval_kept = self._keep(weight.detach(), self._eval_mark)
 
     def estimate(self, weight: Tensor) -> Tensor:
@@ -202,6 +204,7 @@ class SpectralNorm(nn.Module):
         self._restart(weight.detach())
         self._is_trusted, self._is_loaded = True, False
         self._eval_mark = mark_of(weight)
+        self._guard.refreshed(weight, self._eval_mark)
         self._eval_kept = self._keep(weight.detach(), self._eval_mark)
 
     def extra_repr(self) -> str:
@@ -319,13 +322,14 @@ class SpectralNorm(nn.Module):
             if torch.promote_types(new.dtype, torch.float32) != new.dtype:
                 setattr(self, name, old.to(new.device))
         self._forget()
+        self._guard.moved()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         parent: Any = super()
         parent.__setstate__(state)
         self._forget()  # a copy's weight has an address and a counter of its own
-        self._guard = self._guard.renewed()
+        self._guard = WriteGuard(self.layer_type)
 
 
 def _note_load(norm: nn.Module, _: object) -> None:

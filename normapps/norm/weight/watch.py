@@ -21,52 +21,77 @@ _WATCHED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary(
 
 
 class WriteGuard:
-    """Notices, until the weight first changes, that a normalized weight was written into."""
+    """Notices, until the weight's version first changes, what the version does not tell.
+
+    That is a write into a normalized weight that was handed out, a copy, and a write to `.data` of
+    the parameter underneath. Sums of their bits tell: exact in any order, and NaN has bits too.
+    """
 
     def __init__(self, layer_type: str, is_on: bool = True) -> None:
         self.layer_type, self.is_on = layer_type, is_on
         self.mark: Mark | None = None
-        self.source: Tensor | None = None
-        self.handed: Tensor | None = None
+        self.bits: Tensor | None = None  # of the parameter
+        self.handed: tuple[Tensor, int, Tensor] | None = None  # the copy, its version and bits
 
-    def check(self, normalized: Tensor, mark: Mark | None, source: Tensor) -> None:
-        """Compare what was handed out at the last read with what that should still be.
+    def check(self, weight: Tensor, mark: Mark | None) -> bool:
+        """Return if the parameter was changed since the last look, with its mark as it was.
 
         Args:
-            normalized: the weight about to be handed out.
-            mark: of the parameter that it was computed from.
-            source: what else it was computed from; another object may give another weight.
+            weight: the parameter.
+            mark: its own.
 
         Raises:
-            InputError: they differ.
+            InputError: what was handed out at the last read was written into.
         """
         if not self.is_on or mark is None:
-            return
-        self.mark = self.mark or mark
-        if mark != self.mark:
-            self.is_on, self.handed, self.source = False, None, None
-            return
-        handed = self.handed if self.source is source else None
-        self.handed, self.source = normalized.detach(), source
-        if handed is not None and not _is_same(handed, self.handed):
+            return False
+        if mark != (self.mark or mark):
+            self.is_on, self.bits, self.handed = False, None, None
+            return False
+        if self.handed is not None and _is_written(*self.handed):
+            self.handed = None
             raise InputError(
                 f"{self.layer_type}: the normalized weight, a copy, was written in place (nn.init, "
                 ".data, add_) to no effect; assign layer.weight = w, or use init_(network, fn)"
             )
+        before = self.bits
+        self.mark, self.bits = mark, _bits(weight)
+        return before is not None and not torch.equal(before, self.bits)
 
-    def renewed(self) -> WriteGuard:
-        """Return a guard as watchful, that has seen nothing."""
-        return WriteGuard(self.layer_type, self.is_on)
+    def look(self, weight: Tensor, mark: Mark | None) -> None:
+        """Take the parameter as it is now for unchanged."""
+        if self.is_on and mark is not None:
+            self.mark, self.bits = mark, _bits(weight)
+
+    def hand_out(self, normalized: Tensor, mark: Mark | None) -> None:
+        """Watch a copy that is about to be handed out, computed from the weight of this mark."""
+        if self.is_on and mark is not None:
+            copy = normalized.detach()
+            self.handed = copy, _version(copy), _bits(copy)
+
+    def moved(self) -> None:
+        """Expect the parameter at another address, of other values: moved or converted."""
+        self.mark = self.bits = None
 
 
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-5, atol=0.0, equal_nan=True)
+def _is_written(copy: Tensor, version: int, bits: Tensor) -> bool:
+    return _version(copy) != version or not torch.equal(_bits(copy), bits)
+
+
+@torch.no_grad()
+def _bits(x: Tensor) -> Tensor:
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.detach().view(integers[x.element_size()]).sum()
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def mark_of(weight: Tensor) -> Mark | None:
     """Return what changes whenever the values do, or None where torch.func hides it."""
     with suppress(RuntimeError):
-        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        return weight.data_ptr(), _version(weight)
     return None
 
 

@@ -545,3 +545,8 @@ def test_printing_says_all(net: Net) -> None:
 
 def test_every_option_in_the_tests_exists() -> None:
     assert all(set(NEEDED[name]) <= set(norm_options(name)) for name in NEEDED)
+
+
+def test_all_excluded_is_said() -> None:
+    with pytest.raises(InputError, match="include and exclude leave none of 1 norm layers"):
+        convert_norm_(nn.Sequential(nn.BatchNorm2d(4)), "batch", exclude="*")
