@@ -76,6 +76,22 @@ def test_a_large_mean_does_not_drown_a_variance_of_1e_2(layout: str, level: floa
     assert float((found.mean[0].double() - rows.mean(1)).abs().max()) < 1e-7 * level
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_level_of_the_mean_costs_digits(dtype: torch.dtype) -> None:
+    """Channels side by side on both sides of what the mean of squares is good for."""
+    torch.manual_seed(0)
+    levels = torch.tensor([0, 1, 3, 3.1, 3.2, 3.5, -6, 10, 20, 30])  # a float32 mean holds these
+    x = torch.randn(8, 10, 56, 56) + levels.view(-1, 1, 1)
+    _check(x.to(dtype), 1e-5)
+
+
+def test_squares_that_overflow_are_taken_about_a_shift() -> None:
+    torch.manual_seed(0)
+    x = 3e19 * (1 + 1e-2 * torch.randn(4, 2, 20, 20))
+    x[:, 1] = torch.randn(4, 20, 20)
+    _check(x, 1e-5)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "last"])
 def test_a_dead_channel_has_variance_0(layout: str) -> None:
     x = torch.full((16, 2, 40, 40), 0.1)
