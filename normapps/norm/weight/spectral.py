@@ -6,8 +6,9 @@ Miyato et al. 2018, algorithm 1. Where we differ, each time because the usual co
   gradient accumulation, reads under `no_grad` and recomputation in checkpointing all see one value.
   A change is known by the tensor's version counter and address. Every in-place operation and every
   step of a `torch.optim.Optimizer` counts (also fused ones and those that write `p.data`, which
-  torch's counter misses); a write of your own to `.data` does not: call `refresh_` after it. In a
-  compiled graph, which sees no counter, the vectors themselves tell: the iteration is computed at
+  torch's counter misses). A write of your own to `.data` is noticed as long as nothing else has
+  changed the weight since its first read, as in an average kept by `.data` alone; after that, call
+  `refresh_`. In a compiled graph, which sees no counter, the vectors themselves tell: the iteration is computed at
   each read and taken where v is no longer Aᵀu/‖Aᵀu‖.
 - Warm: u and v begin as the top singular pair, drawn from no global generator, and are measured
   again at the weight's first change: processes that start apart and are then given one weight, as
@@ -204,7 +205,7 @@ class SpectralNorm(nn.Module):
         self._restart(weight.detach())
         self._is_trusted, self._is_loaded = True, False
         self._eval_mark = mark_of(weight)
-        self._guard.refreshed(weight, self._eval_mark)
+        self._guard.look(weight, self._eval_mark)
         self._eval_kept = self._keep(weight.detach(), self._eval_mark)
 
     def extra_repr(self) -> str:

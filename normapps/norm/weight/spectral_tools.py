@@ -91,8 +91,8 @@ def _norm(layer: nn.Module, weight: Tensor, sigma: Sigma, size: int | None) -> f
 def refresh_(module: nn.Module, name: str = "weight") -> None:
     """Measure u and v of every spectrally normalized layer from its present weight.
 
-    Call it after writing to `.data`, and before a compiled inference of changed weights; every
-    other change is noticed.
+    Call it after writing to `.data` of a weight that an optimizer or an in-place operation changes
+    too, and before a compiled inference of changed weights; every other change is noticed.
 
     Raises:
         InputError: no spectrally normalized layer.

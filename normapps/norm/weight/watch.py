@@ -21,7 +21,7 @@ _WATCHED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary(
 
 
 class WriteGuard:
-    """Notices, until the weight's version first changes, what the version does not tell.
+    """Notices, until the version of a weight that was read changes, what it does not tell.
 
     That is a write into a normalized weight that was handed out, a copy, and a write to `.data` of
     the parameter underneath. Sums of their bits tell: exact in any order, and NaN has bits too.
@@ -45,7 +45,7 @@ class WriteGuard:
         """
         if not self.is_on or mark is None:
             return False
-        if mark != (self.mark or mark):
+        if self._is_over(mark):
             self.is_on, self.bits, self.handed = False, None, None
             return False
         if self.handed is not None and _is_written(*self.handed):
@@ -54,13 +54,13 @@ class WriteGuard:
                 f"{self.layer_type}: the normalized weight, a copy, was written in place (nn.init, "
                 ".data, add_) to no effect; assign layer.weight = w, or use init_(network, fn)"
             )
-        before = self.bits
+        before = self.bits if mark == self.mark else None
         self.mark, self.bits = mark, _bits(weight)
         return before is not None and not torch.equal(before, self.bits)
 
     def look(self, weight: Tensor, mark: Mark | None) -> None:
         """Take the parameter as it is now for unchanged."""
-        if self.is_on and mark is not None:
+        if self.is_on and mark is not None and not self._is_over(mark):
             self.mark, self.bits = mark, _bits(weight)
 
     def hand_out(self, normalized: Tensor, mark: Mark | None) -> None:
@@ -72,6 +72,9 @@ class WriteGuard:
     def moved(self) -> None:
         """Expect the parameter at another address, of other values: moved or converted."""
         self.mark = self.bits = None
+
+    def _is_over(self, mark: Mark) -> bool:
+        return self.handed is not None and self.mark is not None and mark != self.mark
 
 
 def _is_written(copy: Tensor, version: int, bits: Tensor) -> bool:

@@ -264,6 +264,73 @@ def test_1_other_vectors_are_not_taken_for_a_lost_write() -> None:
     layer(torch.ones(1, 7))
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_1_a_write_into_any_copy_is_noticed(is_training: bool, value: float) -> None:
+    layer = nn.Linear(7, 5).train(is_training)
+    spectral_norm_(layer)
+    layer(torch.ones(1, 7))
+    layer.train(not is_training)
+    layer.weight.data[0, 0] = value
+    layer.train(is_training)
+    with pytest.raises(InputError, match="a copy, was written in"):
+        layer(torch.ones(1, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_1_an_average_by_data_is_a_change_of_the_weight(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5)).to(dtype)
+    spectral_norm_(model)
+    _train_by_data(model, 3)
+    average = copy.deepcopy(model).eval()
+    for _ in range(4):
+        _train_by_data(model, 3)
+        for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+            ours.data.mul_(0.3).add_(theirs.data, alpha=0.7)
+        average(torch.ones(1, 7, dtype=dtype))
+        for i in (0, 2):
+            assert _top(average[i].weight) == pytest.approx(1, abs=0.03)
+
+
+def _train_by_data(model: nn.Module, steps: int) -> None:
+    for _ in range(steps):
+        model.zero_grad()
+        x = torch.randn(4, 7).to(next(model.parameters()))
+        model(x).square().sum().backward()
+        for parameter in model.parameters():
+            parameter.data.add_(parameter.grad, alpha=-0.1)  # type: ignore[arg-type]
+
+
+def test_1_steps_by_data_iterate_as_an_optimizer_does() -> None:
+    ours = nn.Linear(7, 7)
+    spectral_norm_(ours)
+    theirs = copy.deepcopy(ours)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    for layer in (ours, theirs) * 5:
+        torch.manual_seed(1)
+        x = torch.randn(4, 7)
+        layer.zero_grad()
+        (layer(x) + layer(x)).square().sum().backward()
+        if layer is theirs:
+            optimizer.step()
+        else:
+            for parameter in ours.parameters():
+                parameter.data.add_(parameter.grad, alpha=-0.1)  # type: ignore[arg-type]
+    assert torch.equal(ours.weight, theirs.weight)
+    for mine, other in zip(_vectors(ours), _vectors(theirs), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_1_a_write_by_data_is_noticed_before_the_first_read_and_after_a_move() -> None:
+    layer = nn.Linear(7, 5).eval()
+    spectral_norm_(layer)
+    for value in (2.0, 3.0):
+        _raw(layer).data.copy_(torch.randn(5, 7)).mul_(value)
+        assert _top(layer.weight) == pytest.approx(1, abs=0.02)
+        layer.double()
+        layer.weight  # noqa: B018  a read
+
+
 def test_1_a_read_in_training_after_steps_is_not_taken_for_a_lost_write() -> None:
     layer = nn.Linear(7, 5)
     spectral_norm_(layer)
