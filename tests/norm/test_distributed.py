@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
+from normapps.errors import InputError
 from normapps.norm import BATCH, Moments, channel_groups
 from normapps.norm.distributed import gather, is_joined
 from normapps.norm.registry import create_norm
@@ -24,10 +26,33 @@ def _gradient_of(y: Tensor) -> Tensor:
     return torch.linspace(-1, 1, y.numel()).reshape(y.shape).square()
 
 
+def _uneven(rank: int) -> dict[str, Any]:
+    """Two training steps of layers whose batches are too small in one process, or in both."""
+    found: dict[str, Any] = {}
+    for name, parts in (("batch", (8, 0)), ("batch", (6, 1)), ("zca", (6, 1)), ("bin", (0, 6))):
+        layer = create_norm(name, 4, sync=True, layout="2d")
+        space = 1 if (name, parts) == ("batch", (6, 1)) else 2
+        whole = _batch()[: sum(parts), :, :space, :space]
+        x = whole.split(parts)[rank].clone().requires_grad_()
+        y = layer(x)
+        y.backward(_gradient_of(whole).split(parts)[rank])
+        assert layer.weight.grad is not None
+        found[f"{name} {parts}"] = [y.detach(), x.grad, layer.running_mean]
+    for name, n in (("batch", 0), ("zca", 0), ("zca", 2), ("switchable", 0)):
+        with pytest.raises(InputError, match=r"in training: \d sample") as error:
+            create_norm(name, 4, sync=True)(torch.randn(n, 4, 1, 1))
+        found[f"{name} {n}"] = str(error.value).split("training: ")[1]
+    return found
+
+
 def _in_process(rank: int, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     rendezvous = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    if name == "uneven":
+        torch.save(_uneven(rank), f"{folder}/{rank}.pt")
+        distributed.destroy_process_group()
+        return
     parts = _batch().split(SIZES)
     whole_gradient = _gradient_of(_batch()).split(SIZES)
     x = parts[rank].clone().requires_grad_()
@@ -43,7 +68,7 @@ def _in_process(rank: int, folder: str, name: str) -> None:
     distributed.destroy_process_group()
 
 
-def _run(folder: Path, name: str) -> list[dict[str, Tensor]]:
+def _run(folder: Path, name: str) -> list[dict[str, Any]]:
     multiprocessing.spawn(_in_process, (str(folder), name), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -75,3 +100,21 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path, name: str) ->
         if key not in ("weight", "bias"):  # parameters are the trainer's to synchronize
             for each in found:
                 torch.testing.assert_close(each[key], value)
+
+
+def test_batches_too_small_alone_are_enough_together_and_else_refused_alike(tmp_path: Path) -> None:
+    first, second = _run(tmp_path, "uneven")
+    for name, parts in (("batch", (8, 0)), ("batch", (6, 1)), ("zca", (6, 1)), ("bin", (0, 6))):
+        layer = create_norm(name, 4, layout="2d")
+        space = 1 if (name, parts) == ("batch", (6, 1)) else 2
+        x = _batch()[: sum(parts), :, :space, :space].clone().requires_grad_()
+        y = layer(x)
+        y.backward(_gradient_of(y))
+        key = f"{name} {parts}"
+        for index, expected in enumerate((y, x.grad)):
+            torch.testing.assert_close(torch.cat([first[key][index], second[key][index]]), expected)
+        torch.testing.assert_close(first[key][2], layer.running_mean)
+        torch.testing.assert_close(second[key][2], layer.running_mean)
+    for key in ("batch 0", "zca 0", "zca 2", "switchable 0"):
+        assert first[key] == second[key]
+    assert first["zca 2"].startswith("4 sample(s) a channel, needs 5")

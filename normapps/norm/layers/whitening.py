@@ -174,7 +174,7 @@ class Whitening(Tracking, AffineNorm):
         if not self.training:
             return super().remedy
         return (
-            "give larger batches (drop_last=True), a group_size smaller than "
+            "give larger batches (drop_last=True), a smaller group_size than "
             f"{self.group_size}, or freeze the layer (freeze_norm_)"
         )
 

@@ -115,3 +115,9 @@ def test_a_population_in_half_precision_is_used_in_float32() -> None:
     layer = BatchNorm2d(3).to(torch.bfloat16)
     assert layer.eval().population().mean.dtype == torch.float32
     assert isinstance(layer.population(), Moments)
+
+
+def test_without_a_population_one_sample_is_refused_at_inference_too() -> None:
+    layer = create_norm("batch", 4, track_running_stats=False).eval()
+    with pytest.raises(InputError, match=r"without a population: 1 sample.*track_running_stats"):
+        layer(torch.randn(1, 4))

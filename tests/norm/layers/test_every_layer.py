@@ -312,6 +312,23 @@ def test_too_few_samples_are_refused_in_training(name: str) -> None:
 
 
 @every_layer
+def test_an_empty_batch_passes_where_none_is_measured(name: str) -> None:
+    layer, x = _make(name), _input()[:0].requires_grad_()
+    condition = _condition(name, _input()[:1] if name == "adaptive" else x)
+    args = (x,) if condition is None else (x, condition)
+    measures = hasattr(layer, "frozen")
+    for training in (True, False):
+        if training and measures:
+            with pytest.raises(InputError, match=r"in training: 0 sample"):
+                layer(*args)
+            continue
+        y = layer.train(training)(*args)
+        assert (y.shape, y.dtype) == (x.shape, x.dtype)
+        y.sum().backward()
+        assert all(torch.equal(each.grad, each * 0) for each in layer.parameters())
+
+
+@every_layer
 def test_bad_sizes_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="num_features"):
         create_norm(name, 0, **OPTIONS.get(name, {}))

@@ -1,4 +1,4 @@
-"""Layers at inference as programs of torch.export: one for all sizes of a batch, with its values."""
+"""Layers at inference as programs of torch.export: one program for all sizes of a batch."""
 
 from __future__ import annotations
 

@@ -142,3 +142,21 @@ def test_what_cannot_be_chunked() -> None:
         GhostBatchNorm(3, num_splits=0)
     with pytest.raises(InputError, match="unknown layout"):
         GhostBatchNorm.for_layout("4d")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("affine", [True, False])
+def test_in_half_precision_the_chunks_are_measured_in_float32(
+    dtype: torch.dtype, affine: bool
+) -> None:
+    """More samples than float16 can count, and a variance that bfloat16 loses beside the mean."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(8, 3, 100, 100, generator=generator) + 20).to(dtype)
+    layer = GhostBatchNorm(3, momentum=1.0, affine=affine).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    exact = GhostBatchNorm(3, momentum=1.0, affine=affine).double()
+    torch.testing.assert_close(y.double(), exact(x.double()), rtol=0.01, atol=0.01)
+    for name in ("running_mean", "running_var"):
+        found, expected = getattr(layer, name), getattr(exact, name)
+        assert torch.equal(found, expected.to(dtype)), name

@@ -54,10 +54,11 @@ def test_on_instances_there_is_no_population(name: str) -> None:
 
 
 @every_layer
-def test_one_position_is_too_few_in_training(name: str) -> None:
+def test_one_position_is_too_few(name: str) -> None:
     x = torch.randn(2, 3, 1, 1)
-    with pytest.raises(InputError, match=r"got \(2, 3, 1, 1\) in training: 1 sample"):
-        _make(name, base="instance")(x, _condition(name))
+    for training in (True, False):
+        with pytest.raises(InputError, match=r"got \(2, 3, 1, 1\): 1 element is left"):
+            _make(name, base="instance").train(training)(x, _condition(name))
     assert torch.isfinite(_make(name)(x, _condition(name))).all()
     with pytest.raises(InputError, match=r"got \(1, 3, 1, 1\) in training: 1 sample"):
         _make(name)(x[:1], _condition(name)[:1])

@@ -339,7 +339,7 @@ def test_the_population_is_a_value() -> None:
 @by_name
 def test_too_few_samples_are_refused_by_the_groups_size(name: str) -> None:
     layer = _make(name)
-    with pytest.raises(InputError, match=r"4 sample\(s\) a channel for group_size 4") as error:
+    with pytest.raises(InputError, match=r"4 sample\(s\) a channel, needs 5") as error:
         layer(_activation(1, 8, 2, 2))
     for remedy in ("larger batches", "a smaller group_size", "freeze_norm_"):
         assert remedy in str(error.value)
