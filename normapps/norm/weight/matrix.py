@@ -169,7 +169,10 @@ def in_float32(weight: Tensor) -> Tensor:
 
 
 def spectrum(matrix: Tensor) -> Tensor:
-    """Return the singular values of (..., M, N), descending, computed in float64."""
+    """Return the singular values of (..., M, N), descending, float64; NaN of a not finite one."""
+    if not bool(matrix.isfinite().all()):
+        values = matrix.new_full((*matrix.shape[:-2], min(matrix.shape[-2:])), float("nan"))
+        return values.detach().double()
     with without_autocast(matrix):
-        values: Tensor = torch.linalg.svdvals(matrix.detach().double())
-    return values
+        found: Tensor = torch.linalg.svdvals(matrix.detach().double())
+    return found

@@ -68,12 +68,16 @@ def top_pair(
         steps: the most products with AᵀA.
 
     Returns:
-        u and v of norm 1, and σ = uᵀAv, in float64. A zero map has arbitrary u, v and σ = 0.
+        u and v of norm 1, and σ = uᵀAv, in float64. A zero map has arbitrary u, v and σ = 0, a
+        weight with NaN or infinity has arbitrary u, v and σ = NaN.
     """
     weight = weight.detach()
     weight = (weight.cpu() if weight.device.type == "mps" else weight).double()
     v = _start(operator, start).to(weight.device)
     with without_autocast(weight):
+        if not bool(weight.isfinite().all()):
+            u = operator.forward(torch.zeros_like(weight), v)
+            return _drawn(u.shape).to(u), v, u.new_tensor(float("nan"))
         left = steps
         while left > 0:
             taken = min(left, _BASIS, v.numel())

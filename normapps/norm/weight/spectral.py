@@ -8,8 +8,8 @@ Miyato et al. 2018, algorithm 1. Where we differ, each time because the usual co
   step of a `torch.optim.Optimizer` counts (also fused ones and those that write `p.data`, which
   torch's counter misses). A write of your own to `.data` is noticed as long as nothing else has
   changed the weight since its first read, as in an average kept by `.data` alone; after that, call
-  `refresh_`. In a compiled graph, which sees no counter, the vectors themselves tell: the iteration is computed at
-  each read and taken where v is no longer Aᵀu/‖Aᵀu‖.
+  `refresh_`. In a compiled graph, which sees no counter, the vectors themselves tell: the iteration
+  is computed at each read and taken where v is no longer Aᵀu/‖Aᵀu‖.
 - Warm: u and v begin as the top singular pair, drawn from no global generator, and are measured
   again at the weight's first change: processes that start apart and are then given one weight, as
   by DDP, have one pair, also without broadcast buffers. They stay in float32 (float64 for a float64
@@ -17,7 +17,8 @@ Miyato et al. 2018, algorithm 1. Where we differ, each time because the usual co
 - In inference a changed weight (pruned, quantized, averaged) is measured again, once, where u and v
   are more than 2 % off; what the state dict holds stays as training left it. A compiled graph does
   not measure: call `refresh_` first.
-- A weight of norm ≤ eps is left as it is: zero gives zero, with a finite gradient.
+- A weight of norm ≤ eps is left as it is: zero gives zero, with a finite gradient. One that has
+  become NaN or infinite reads as it would divided by such a norm; nothing raises.
 
 State dict keys are those of `torch.nn.utils.parametrizations.spectral_norm`:
 `parametrizations.weight.original`, `parametrizations.weight.0._u` and `.0._v`. A state dict of the
@@ -73,6 +74,10 @@ def spectral_norm_(
     `layer.weight = w`, or by `init_`: writing into `layer.weight` in place changes a copy, and the
     next read raises.
 
+    With one iteration a step the estimate lags behind the norm while the weight moves fast (early
+    training, a high learning rate), for "conv" more than for "reshape": `inspect` tells by how
+    much, `refresh_` measures anew.
+
     Args:
         module: the layer or network, changed in place.
         sigma: the norm: "reshape" of the matrix (out, in·k), as in the paper; "conv" of the
@@ -91,12 +96,16 @@ def spectral_norm_(
         `remove_spectral_norm_` keeps the normalized values instead.
 
     Raises:
-        InputError: no such layer; a weight that is parametrized already; an unknown `sigma`; a
-            padding mode for which it does not hold.
+        InputError: no such layer; a weight that is parametrized already or not finite; an unknown
+            `sigma`; a padding mode for which it does not hold.
     """
     watch_optimizers()
     undo = Undo()
-    layers = [layer for _, layer in find_layers(module, name, include, exclude)]
+    found = find_layers(module, name, include, exclude)
+    for path, layer in found:
+        if not bool(layer.get_parameter(name).isfinite().all()):
+            raise InputError(f"{path}: '{name}' has NaN or infinite values; initialise it first")
+    layers = [layer for _, layer in found]
     norms = [
         SpectralNorm(layer, layer.get_parameter(name), sigma, size, eps, warmup) for layer in layers
     ]

@@ -28,7 +28,7 @@ class SpectralReport:
         reshaped: largest singular value of the matrix (out, in·k), by SVD.
         convolution: norm of the convolution with zero padding on an input of the given size.
         bound: upper bound of the convolution's norm at any size.
-        error: 1 − estimate/exact; 0 where the weight is zero.
+        error: 1 − estimate/exact; 0 where the weight is zero, NaN where it is not finite.
         is_stale: the error is more than 2 %.
     """
 
@@ -66,7 +66,7 @@ def _report(
     path: str, layer: nn.Module, norm: SpectralNorm, weight: Tensor, size: int | None
 ) -> SpectralReport:
     estimate, exact = float(norm.estimate(weight)), float(norm.measure(weight))
-    error = 1 - estimate / exact if exact > 0 else 0.0
+    error = 0.0 if exact == 0 else 1 - estimate / exact
     return SpectralReport(
         layer=path,
         sigma=norm.sigma,

@@ -620,6 +620,37 @@ def test_7_a_weight_that_becomes_zero_in_training_comes_back() -> None:
     assert _top(layer.weight) == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.parametrize("sigma", ["reshape", "conv", "bound"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_7_a_weight_that_becomes_nan_reads_as_nan(sigma: str, value: float) -> None:
+    layer = nn.Conv2d(2, 3, 3)
+    spectral_norm_(layer, sigma=sigma, size=5)  # type: ignore[arg-type]
+    with torch.no_grad():
+        _raw(layer).fill_(value)
+    for is_training in (False, True):
+        layer.train(is_training)
+        assert layer.weight.isnan().all()
+        assert all(vector.isfinite().all() for vector in _vectors(layer))
+        report = inspect(layer)[0]
+        assert math.isnan(report.error)
+        assert math.isnan(report.reshaped)
+        assert report.is_stale
+    with torch.no_grad():
+        _raw(layer).copy_(torch.randn(3, 2, 3, 3))
+    refresh_(layer)
+    assert inspect(layer)[0].error == pytest.approx(0, abs=1e-4)
+
+
+def test_7_a_weight_that_is_not_finite_is_refused_by_name() -> None:
+    for value in (float("nan"), float("-inf")):
+        network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        with torch.no_grad():
+            network[1].weight[0, 0] = value
+        with pytest.raises(InputError, match=r"^1: 'weight' has NaN or infinite values; initial"):
+            spectral_norm_(network)
+        assert type(network[0]) is nn.Linear
+
+
 # 8. Precision
 
 
