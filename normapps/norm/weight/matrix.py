@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,12 +111,24 @@ def _refuse_unfit(path: str, layer: nn.Module, name: str) -> None:
         raise InputError(f"{path}: {type(layer).__name__} has no weight matrix named '{name}'")
 
 
+@contextmanager
+def keeping_order(layer: nn.Module, name: str) -> Iterator[None]:
+    """Remember, while a weight is being parametrized, its place among the layer's parameters.
+
+    `remove_parametrization_` puts it back there: optimizers' state dicts go by the order.
+    """
+    order = list(layer._parameters)
+    yield
+    parametrizations: Any = _parametrizations(layer, name)
+    parametrizations.parameters_after = order[order.index(name) + 1 :]
+
+
 def remove_parametrization_(layer: nn.Module, name: str, keep_value: bool = True) -> None:
     """Take the parametrizations of one weight away, the same Parameter object staying if it can.
 
     torch's own `remove_parametrizations` also strips every deep copy of the layer, as copies
     share its injected class, and makes a buffer of a frozen weight that had two tensors
-    underneath; here copies and parameters stay what they are.
+    underneath; here copies and parameters stay what they are, and in their former order.
 
     Args:
         layer: the layer.
@@ -123,12 +137,17 @@ def remove_parametrization_(layer: nn.Module, name: str, keep_value: bool = True
     """
     cls = type(layer)
     layer.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
-    trains = any(p.requires_grad for p in _parametrizations(layer, name).parameters())
+    parametrizations = _parametrizations(layer, name)
+    trains = any(p.requires_grad for p in parametrizations.parameters())
+    after: Sequence[str] = getattr(parametrizations, "parameters_after", ())
     parametrize.remove_parametrizations(layer, name, leave_parametrized=keep_value)
     found = getattr(layer, name)
     if not isinstance(found, nn.Parameter):
         delattr(layer, name)
         layer.register_parameter(name, nn.Parameter(found.detach(), requires_grad=trains))
+    for other in after:
+        if other in layer._parameters:  # not parametrized itself by now
+            layer._parameters[other] = layer._parameters.pop(other)
 
 
 def take_off_(layer: nn.Module, name: str, added: nn.Module) -> None:

@@ -27,6 +27,7 @@ from .matrix import (
     Axes,
     find_layers,
     in_float32,
+    keeping_order,
     parametrization,
     remove_parametrization_,
     take_off_,
@@ -82,7 +83,8 @@ def weight_standardization_(
             raise InputError(f"{path}: rows of one element have no variance; exclude it")
     for _, layer in layers:
         added = WeightStandardization(Axes.of(layer), layer.get_parameter(name).shape, eps)
-        parametrize.register_parametrization(layer, name, added, unsafe=True)
+        with keeping_order(layer, name):
+            parametrize.register_parametrization(layer, name, added, unsafe=True)
         undo.add(functools.partial(take_off_, layer, name, added))
     return undo
 
@@ -355,7 +357,8 @@ def _reparametrize(
         for path, layer in find_layers(module, name, include, exclude):
             former = layer.get_parameter(name)
             value = former.detach().clone()
-            add(path, layer, former)
+            with keeping_order(layer, name):
+                add(path, layer, former)
             undo.add(functools.partial(_bring_back, layer, name, former, value))
     except InputError:
         undo()

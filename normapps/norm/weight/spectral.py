@@ -42,6 +42,7 @@ from ..undo import Undo
 from .matrix import (
     find_layers,
     in_float32,
+    keeping_order,
     original,
     parametrization,
     take_off_,
@@ -110,7 +111,8 @@ def spectral_norm_(
         SpectralNorm(layer, layer.get_parameter(name), sigma, size, eps, warmup) for layer in layers
     ]
     for layer, norm in zip(layers, norms, strict=True):
-        parametrize.register_parametrization(layer, name, norm, unsafe=True)
+        with keeping_order(layer, name):
+            parametrize.register_parametrization(layer, name, norm, unsafe=True)
         norm.start(original(layer, name))
         undo.add(functools.partial(take_off_, layer, name, norm))
         hook = functools.partial(_complete, name=name)

@@ -282,6 +282,35 @@ def test_undo_brings_the_parameters_back(method: str) -> None:
     assert not any(parametrize.is_parametrized(part) for part in network)
 
 
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+def test_optimizers_of_before_load_afterwards(method: str) -> None:
+    for remove in (
+        lambda network, undo: undo(),
+        lambda network, undo: remove_weight_norm_(network),
+    ):
+        network = _network()
+        names = [name for name, _ in network.named_parameters()]
+        undo = normalize_weights_(network, method)
+        twin = copy.deepcopy(network)
+        remove(network, undo)
+        remove_weight_norm_(twin)
+        assert [name for name, _ in network.named_parameters()] == names
+        assert list(network.state_dict()) == names
+        assert [name for name, _ in twin.named_parameters()] == names
+
+
+def test_two_weights_of_a_layer_go_back_to_their_places() -> None:
+    for names in (("weight", "second"), ("second", "weight")):
+        layer = nn.Linear(3, 4)
+        layer.second = nn.Parameter(torch.randn(3, 4))
+        layer.last = nn.Parameter(torch.randn(1))
+        order = [name for name, _ in layer.named_parameters()]
+        undos = {name: weight_standardization_(layer, name=name) for name in ("weight", "second")}
+        for name in names:
+            undos[name]()
+        assert [name for name, _ in layer.named_parameters()] == order
+
+
 def test_undo_after_training() -> None:
     for method, keeps_training in (("standardized", True), ("weight", False), ("centered", False)):
         layer = nn.Linear(4, 3)

@@ -953,6 +953,23 @@ def test_a_network_shared_layers_once_and_undone() -> None:
     assert type(network.last) is nn.Linear
 
 
+def test_removal_leaves_the_order_of_the_parameters() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ConvTranspose2d(2, 2, 3))
+    optimizer = torch.optim.Adam(network.parameters())
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    spectral_norm_(network)
+    remove_spectral_norm_(network)
+    assert [name for name, _ in network.named_parameters()] == [
+        f"{i}.{name}" for i in (0, 1) for name in ("weight", "bias")
+    ]
+    other = torch.optim.Adam(network.parameters())
+    other.load_state_dict(optimizer.state_dict())
+    for parameter in network.parameters():
+        assert other.state[parameter]["exp_avg"].shape == parameter.shape
+
+
 def test_undo_keeps_what_was_trained() -> None:
     layer = nn.Linear(7, 5)
     before = layer.weight.detach().clone()
