@@ -113,8 +113,15 @@ class NormLayer(nn.Module):
             InputError: x has another number of axes or channels, or is not floating; in training,
                 too few samples to measure.
         """
+        if isinstance(x, torch.fx.Proxy):
+            return self.as_node(x)
         x = self.enter(x)
         return self.leave(self.pass_empty(x) if x.shape[0] == 0 else self.normalize(x))
+
+    def as_node(self, x: torch.fx.Proxy) -> Any:
+        """Be one node of a graph that torch.fx traces, as torch's own layers are."""
+        path = x.tracer.path_of_module(self)  # type: ignore[attr-defined]
+        return x.tracer.create_proxy("call_module", path, (x,), {})
 
     def pass_empty(self, x: Tensor) -> Tensor:
         """Return (0, C, *S) as it is, with gradients of 0, not None, for the parameters."""

@@ -176,6 +176,16 @@ def test_compiles_without_a_break(name: str) -> None:
             torch.testing.assert_close(mine, theirs)
 
 
+@every_layer
+def test_torch_fx_sees_one_node(name: str) -> None:
+    layer, x = _make(name).eval(), _input()
+    if _condition(name, x) is not None:  # what a wrapper holds is no input of the graph
+        return
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU(), layer))
+    assert [node.op for node in traced.graph.nodes].count("call_module") == 2
+    torch.testing.assert_close(traced(x), layer(x.relu()))
+
+
 @pytest.mark.census
 @every_layer
 def test_inductor_compiles_it(name: str) -> None:
