@@ -6,6 +6,8 @@ soft membership is the same thing with other numbers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,7 +92,8 @@ class Route:
         """
         if self._nearest is None:
             with torch.no_grad():
-                choice = _divergence(x, population, eps).argmin(1)
+                divergence = _divergence(x, population, eps).nan_to_num(nan=torch.inf)
+                choice = divergence.argmin(1)
                 self._nearest = _table(self.num_domains, x.device)[choice + 1]
         return _fitting(self._nearest, x)
 
@@ -121,7 +124,7 @@ def pooled(own: Moments, membership: Tensor, is_soft: bool = False) -> Moments:
     mean, within = weighted(share, own.mean), weighted(share, own.var)
     if is_soft:
         gaps = (own.mean - mean.unsqueeze(1)).square()
-        between = (share.unsqueeze(2) * gaps).sum(1)
+        between = _within(share, gaps)
     else:
         between = weighted(share, (own.mean - weighted(membership, mean)).square())
     count = total.to(mean) * own.count[0].to(mean)
@@ -139,18 +142,59 @@ def mixture(membership: Tensor, bank: Moments, is_soft: bool = False) -> tuple[T
     mean, var = weighted(membership, bank.mean), weighted(membership, bank.var)
     if is_soft:
         gaps = (bank.mean - mean.unsqueeze(1)).square()
-        var = var + (membership.unsqueeze(2).to(gaps) * gaps).sum(1)
+        var = var + _within(membership.to(gaps), gaps)
     return mean, var
 
 
 def weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """Return weights @ values, in float64 within: no reduced precision of matrix products (TF32,
-    autocast) may choose a neighbour's digits. The dtype is that of the values, at least float32.
+    """Return weights @ values, where a weight of 0 also keeps out NaN and infinity.
+
+    A row that weighs a value that is not finite is NaN there; other rows do not notice, nor do
+    gradients. In float64 within: no reduced precision of matrix products (TF32, autocast) may
+    choose a neighbour's digits. The dtype is that of the values, at least float32.
     """
     wide = torch.float32 if values.device.type == "mps" else torch.float64
     with without_autocast(values):
-        product = weights.to(wide) @ values.to(wide)
+        product = _multiply(weights.to(wide), values.to(wide))
     return product.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class _Product(torch.autograd.Function):
+    """weights @ values without 0·NaN, forward and backward, as often as it is differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights: Tensor, values: Tensor) -> Tensor:
+        finite = values.isfinite()
+        product = weights @ torch.where(finite, values, 0)
+        spoilt = weights.ne(0).to(values) @ finite.logical_not().to(values) > 0
+        return product.masked_fill(spoilt, torch.nan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weights, values = ctx.saved_tensors
+        to_weights, to_values = ctx.needs_input_grad
+        return (
+            _multiply(grad, values.t()) if to_weights else None,
+            _multiply(weights.t(), grad) if to_values else None,
+        )
+
+
+def _multiply(weights: Tensor, values: Tensor) -> Tensor:
+    function: Any = _Product  # torch does not annotate apply
+    product: Tensor = function.apply(weights, values)
+    return product
+
+
+def _within(weights: Tensor, gaps: Tensor) -> Tensor:
+    """The sum of gaps (A, B, C) by weights (A, B), where those of weight 0 are not looked at."""
+    weights = weights.unsqueeze(2)
+    return (weights * torch.where(weights > 0, gaps, 0)).sum(1)
 
 
 def _one_hot(domain: Tensor, route: Route) -> Tensor:

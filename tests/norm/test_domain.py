@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from normapps.norm.convert.converter import convert_norm
 from normapps.norm.domain import DomainModel
 from normapps.norm.layers.batch import BatchNorm
 from normapps.norm.layers.domain import DomainNorm
-from normapps.norm.population.statistics import Population
+from normapps.norm.population.measuring import measure
+from normapps.norm.population.statistics import Population, apply_
 
 K = 3
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -150,6 +152,7 @@ def test_two_layers_agree_on_the_nearest_domain() -> None:
     ("domain", "message"),
     [
         (K, "domain 3: must be 0 … 2, or -1"),
+        (True, "domain True: must be an int, a tensor or None"),
         (torch.tensor([0, 1]), "domains of 2 samples meet an activation of 6"),
         (torch.tensor([0, 1, 2, 3, 0, 0]), "domain 3: must be"),
     ],
@@ -193,6 +196,24 @@ def test_timm_networks_in_and_out(name: str) -> None:
     assert list(back.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(back.state_dict(), strict=True)
     assert torch.equal(back(x), expected)
+
+
+def test_a_network_that_caches_tensors_with_a_graph_is_copied() -> None:
+    """LeViT keeps its attention biases in eval; `copy.deepcopy` refuses such tensors."""
+    plain = _timm("levit_128s", img_size=64, embed_dim=(16, 32, 48), depth=(1, 1, 1)).eval()
+    x = _images(2, dtype=torch.float32, size=64)
+    expected = plain(x)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(plain)
+    for made in (convert_norm(plain, "batch"), DomainModel(plain, 2).export(0)):
+        torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=1e-5)
+    model = DomainModel(plain, 2)
+    before = model(x, 1)
+    exported = model.export(1)
+    assert torch.equal(exported(x), before)
+    assert torch.equal(exported.train()(x), model.train()(x, 1))
+    with pytest.raises(InputError, match=r"\(LeViT, EfficientViT\) takes one domain a batch"):
+        model(x, torch.tensor([0, 1]))
 
 
 def test_a_trained_domain_comes_out_to_the_bit() -> None:
@@ -549,12 +570,46 @@ def test_populations_go_in_and_come_out() -> None:
     assert isinstance(given, Population)
     assert torch.equal(given.layers["stem.1"].mean[0], model.model.stem[1].running_mean[2])
     kept = model.state_of(1)["stem.1.weight"].clone()
-    model.load_domain(1, given)
+    with pytest.raises(InputError, match=r"stem.1.weight differs: the population belongs"):
+        model.load_domain(1, given)  # domain 2 has scales of its own
+    model.load_domain(1, given, strict=False)
     for name in ("running_mean", "running_var"):
         for bank in model.banks().values():
             assert torch.equal(getattr(bank, name)[1], getattr(bank, name)[2])
     assert torch.equal(model.state_of(1)["stem.1.weight"], kept)
     assert torch.isfinite(model(x, 1)).all()
+
+
+def test_a_population_measured_for_a_domain_is_loaded_whole() -> None:
+    model, x = _tiny().eval(), _images()
+    found = measure(model.export(1).eval(), [x])
+    model.load_domain(1, found)
+    expected = model.export(1)
+    apply_(expected, found)
+    assert torch.equal(model(x, 1), expected.eval()(x))
+    mean = model.model.stem[0](x).mean((0, 2, 3))
+    torch.testing.assert_close(model.state_of(1)["stem.1.running_mean"], mean)
+
+
+def test_a_population_of_another_model_changes_nothing() -> None:
+    model, x = _tiny().eval(), _images()
+    kept = _buffers(model)
+    others = nn.Sequential(model.export(1)), _settle(Tiny(), 9).double()
+    for other in others:
+        with pytest.raises(InputError, match="the population belongs to another model"):
+            model.load_domain(1, measure(other.eval(), [x]))
+    with pytest.raises(InputError, match="no layer of the population is in the model"):
+        model.load_domain(1, measure(others[0], [x]), strict=False)
+    lacking = model.population(1)
+    del lacking.layers["block.1"]
+    with pytest.raises(InputError, match=r"layer 'block.1' is not in the population"):
+        model.load_domain(1, lacking)
+    _check_same(_buffers(model), kept, rtol=0, atol=0)
+    shifted = dataclasses.replace(lacking, unreached=("block.1",))
+    shifted.layers["stem.1"].mean.add_(1)
+    model.load_domain(1, shifted)
+    kept["model.stem.1.running_mean"][1] += 1
+    _check_same(_buffers(model), kept, **EXACT)
 
 
 def test_what_does_not_fit_changes_nothing() -> None:

@@ -187,8 +187,8 @@ class DomainNorm(Tracking, ConditionalLayer):
         if self.unseen == "nearest":
             return mean + weighted(guess, own.mean), var + weighted(guess, own.var)
         even = mixture(own.mean.new_full((1, self.num_domains), 1 / self.num_domains), own, True)
-        unknown = guess.sum(1, keepdim=True)
-        return mean + unknown * even[0], var + unknown * even[1]
+        unknown = guess.sum(1, keepdim=True) > 0
+        return torch.where(unknown, even[0], mean), torch.where(unknown, even[1], var)
 
     def population(self) -> Moments:
         """Return a copy of the running moments (K, C), in float32 or better, with counts of 0."""

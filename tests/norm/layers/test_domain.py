@@ -539,3 +539,38 @@ def test_inside_a_network_that_knows_no_domain() -> None:
     network = ConditionedModel(nn.Sequential(nn.Identity(), bank))
     x = _x([0, 1])
     assert torch.equal(network(x, torch.tensor([0, 1])), bank(x, torch.tensor([0, 1])))
+
+
+BAD = [torch.nan, torch.inf]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_is_not_finite_stays_in_its_domain(bad: float, soft: bool) -> None:
+    """Outputs, gradients and statistics of the others are as without it, to the bit."""
+    domains = torch.tensor([0, 1, 2, 1, 2, 0])
+    others, member = domains != 0, nn.functional.one_hot(domains, K).double()
+    bank, clean, results = _bank(), _bank(), []
+    for each in (bank, clean):
+        x = _x(domains)
+        x[0, 2, 1, 1] = bad if each is bank else 1.0
+        y = each(x, member if soft else domains)
+        y.square().sum().backward()
+        rows = {name: value[1:] for name, value in each.state_dict().items()}
+        grads = {f"{name}.grad": value.grad[1:] for name, value in each.named_parameters()}
+        results.append({"y": y[others], **rows, **grads})
+    for name, value in results[1].items():
+        torch.testing.assert_close(results[0][name], value, rtol=0, atol=0, msg=name)
+    assert not bank.running_var[0, 2].isfinite()
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("unseen", ["mean", "nearest"])
+def test_a_broken_population_is_its_domains_own_trouble(bad: float, unseen: str) -> None:
+    bank, clean = _bank(unseen=unseen).eval(), _bank(unseen=unseen).eval()
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        getattr(bank, name).data[0] = bad
+    domains = torch.tensor([1, 2, 2, 1])
+    x = _x(domains)
+    assert torch.equal(bank(x, domains), clean(x, domains))
+    assert bank(x, -1).isfinite().all() == (unseen == "nearest")
