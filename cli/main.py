@@ -11,7 +11,7 @@ import typer
 
 from normapps import NormappsError, UsageError, __version__
 
-from . import doctor, models, norm, style, stylize
+from . import adapt, doctor, models, norm, style, stylize
 
 app = typer.Typer(
     name="normapps",
@@ -24,6 +24,7 @@ app.command()(stylize.stylize)
 app.command()(doctor.doctor)
 app.add_typer(style.app, name="style")
 app.add_typer(norm.app, name="norm")
+app.add_typer(adapt.app, name="adapt")
 app.add_typer(models.app, name="models")
 
 

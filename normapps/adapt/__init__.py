@@ -1,0 +1,1 @@
+"""Domain adaptation: statistics, test-time methods, domain-specific training, universal networks."""

@@ -1,0 +1,1 @@
+"""Test-time methods: networks that adapt to the stream of batches they are given."""

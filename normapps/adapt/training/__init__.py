@@ -1,0 +1,1 @@
+"""Training with labelled sources and unlabelled targets, domain by domain."""
