@@ -14,11 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, NormappsError
 from .sources import PictureSource
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "
 Batch = tuple[Tensor, Tensor | None]
 """(n, C, H, W) floats and (n,) int64 labels, None where there are none."""
 
-_Decoded = tuple[int, Tensor | InputError]
+Transform = Callable[[np.ndarray, int], np.ndarray]
+"""Changes a picture as cut, (H, W, C) uint8, given its index; the shape stays."""
+
+Decoded = tuple[int, Tensor | InputError]
+"""A picture's index and its cut, (C, H, W) uint8, or why it has none."""
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -47,6 +52,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         limit: the most pictures to take: evenly spread over the set ordered by class, so that
             every class of at least len ÷ limit pictures is represented as it is in the set. The
             same call takes the same ones.
+        transform: what is done to a picture when it is cut, such as a `Corruption` or an
+            `Appearance`.
 
     Attributes:
         labels: class index of every picture, or None.
@@ -63,6 +70,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         preprocessing: Preprocessing,
         *,
         limit: int | None = None,
+        transform: Transform | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise InputError(f"--limit {limit}: must be at least 1")
@@ -72,7 +80,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
                 f"{preprocessing.channels}"
             )
         self.place = os.fspath(place)
-        self.preprocessing = preprocessing
+        self.preprocessing, self.transform = preprocessing, transform
         self._source = PictureSource([self.place])
         everything = range(len(self._source))
         labels, self.classes = _labels(self._source, self.place)
@@ -87,12 +95,14 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self._source.name(self._chosen[index])
 
     def cut(self, index: int) -> Tensor:
-        """Decode, resize and crop one picture: (C, H, W) uint8, to be normalized.
+        """Decode, resize, crop and transform one picture: (C, H, W) uint8, to be normalized.
 
         Raises:
             InputError: the picture is missing or damaged; the line names it.
+            NormappsError: the transform returned another shape or dtype.
         """
-        return self.preprocessing.cut(self._source.load(self._chosen[index]))
+        cut = self.preprocessing.cut(self._source.load(self._chosen[index]))
+        return cut if self.transform is None else _transformed(cut, self.transform, index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return one picture, (C, H, W) float32, and its class, -1 without labels.
@@ -115,7 +125,7 @@ class Batches:
         self,
         dataset: Pictures,
         batch_size: int,
-        workers: int,
+        workers: int | None,
         device: torch.device,
         dtype: torch.dtype,
         order: Sequence[int],
@@ -135,8 +145,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         self._failed.clear()
-        group: list[_Decoded] = []
-        for position, item in enumerate(self._decoded(), 1):
+        group: list[Decoded] = []
+        ahead = decoded(self.dataset, self._order, self.workers, 2 * self.batch_size)
+        for position, item in enumerate(ahead, 1):
             group.append(item)
             if len(group) == self.batch_size or position == len(self._order):
                 batch = self._collate(group)
@@ -149,24 +160,7 @@ class Batches:
                 f"the first: {self._failed[0]}"
             )
 
-    def _decoded(self) -> Iterator[_Decoded]:
-        """Every picture in order, at most two batches ahead."""
-        if not self.workers:
-            yield from map(self._decode, self._order)
-            return
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="pictures")
-        try:
-            yield from _ahead(pool, self._decode, self._order, 2 * self.batch_size)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _decode(self, index: int) -> _Decoded:
-        try:
-            return index, self.dataset.cut(index)
-        except InputError as error:
-            return index, error
-
-    def _collate(self, group: Sequence[_Decoded]) -> Batch | None:
+    def _collate(self, group: Sequence[Decoded]) -> Batch | None:
         self._failed.extend(str(item) for _, item in group if isinstance(item, InputError))
         good = [(index, item) for index, item in group if isinstance(item, Tensor)]
         if not good:
@@ -177,6 +171,38 @@ class Batches:
             return images, None
         labels = torch.tensor([self.dataset.labels[index] for index, _ in good])
         return images, labels.to(self.device)
+
+
+def decoded(
+    dataset: Pictures, order: Sequence[int], workers: int | None = None, window: int = 64
+) -> Iterator[Decoded]:
+    """Cut pictures in the order given, threads working ahead.
+
+    Args:
+        dataset: the pictures.
+        order: their indices.
+        workers: threads; None one a core up to 8, 0 none.
+        window: the most pictures that are ahead.
+
+    Yields:
+        Each index with its cut, or with the error where the picture cannot be read.
+    """
+
+    def decode(index: int) -> Decoded:
+        try:
+            return index, dataset.cut(index)
+        except InputError as error:
+            return index, error
+
+    threads = min(8, _cores()) if workers is None else workers
+    if not threads:
+        yield from map(decode, order)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    try:
+        yield from _ahead(pool, decode, order, window)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def batches(
@@ -210,18 +236,28 @@ def batches(
     order: Sequence[int] = range(count)
     if seed is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    threads = min(8, _cores()) if workers is None else workers
-    return Batches(dataset, batch_size, threads, torch.device(device), dtype, order)
+    return Batches(dataset, batch_size, workers, torch.device(device), dtype, order)
+
+
+def _transformed(cut: Tensor, transform: Transform, index: int) -> Tensor:
+    pixels = np.ascontiguousarray(cut.numpy().transpose(1, 2, 0))
+    found = transform(pixels, index)
+    if found.shape != pixels.shape or found.dtype != np.uint8:
+        raise NormappsError(  # no InputError: those leave one picture out and go on
+            f"{type(transform).__name__}: returned {found.shape} {found.dtype} of a picture "
+            f"{pixels.shape} uint8; it must keep both"
+        )
+    return torch.from_numpy(np.ascontiguousarray(found.transpose(2, 0, 1)))
 
 
 def _ahead(
     pool: ThreadPoolExecutor,
-    work: Callable[[int], _Decoded],
+    work: Callable[[int], Decoded],
     items: Sequence[int],
     window: int,
-) -> Iterator[_Decoded]:
+) -> Iterator[Decoded]:
     """Like `map`, with up to `window` items in work or waiting."""
-    waiting: deque[Future[_Decoded]] = deque()
+    waiting: deque[Future[Decoded]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
         if len(waiting) >= window:

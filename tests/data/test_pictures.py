@@ -17,7 +17,7 @@ from PIL import Image
 
 from normapps.data import pictures as module
 from normapps.data.pictures import Pictures, batches
-from normapps.errors import InputError
+from normapps.errors import InputError, NormappsError
 from normapps.models.preprocessing import Preprocessing
 
 SMALL = Preprocessing((8, 8), (8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -352,3 +352,26 @@ def test_real_sets_have_their_classes(shared_dir: Path) -> None:
     bsds = Pictures(shared_dir / "data" / "bsds300.tar", Preprocessing())
     assert (len(bsds), bsds.labels) == (300, None)
     assert Pictures(shared_dir / "data" / "imagenet_sample_1000.tar", SMALL).labels is None
+
+
+def test_a_transform_sees_the_cut_picture_and_its_index(hundred: Path) -> None:
+    seen: dict[int, tuple[tuple[int, ...], int]] = {}
+
+    def mark(image: np.ndarray, index: int) -> np.ndarray:
+        seen[index] = image.shape, int(image[0, 0, 0])
+        return np.full_like(image, index)
+
+    found = Pictures(hundred, SMALL, limit=10, transform=mark)
+    images = torch.cat([x for x, _ in batches(found, 3)])
+    assert (images[:, 0, 0, 0] * 255).round().tolist() == list(range(10))
+    assert values(found) == list(range(10))
+    plain = values(Pictures(hundred, SMALL, limit=10))
+    assert [seen[i] for i in range(10)] == [((8, 8, 3), value) for value in plain]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_that_changes_the_shape_is_no_bad_picture(hundred: Path, workers: int) -> None:
+    for wrong in (lambda image, _: image[:4], lambda image, _: image / 255):
+        found = Pictures(hundred, SMALL, transform=wrong)
+        with pytest.raises(NormappsError, match=r"it must keep both"):
+            list(batches(found, 10, workers))
