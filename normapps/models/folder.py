@@ -28,6 +28,7 @@ WEIGHTS, MANIFEST = "model.safetensors", "model.json"
 
 BUILDERS = {
     "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
+    "small-cnn": "normapps.models.small:small_cnn",
     "timm": "normapps.models.builders:timm_model",
     "torchvision": "normapps.models.builders:torchvision_model",
     "factory": "normapps.models.builders:factory_model",

@@ -32,7 +32,7 @@ INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-MODES = ("center", "squash", "border")
+MODES = ("center", "squash", "border", "crop")
 _LONGEST = 32
 """Long side ÷ short side beyond which the ends are cut off before the resize, not after it."""
 
@@ -45,7 +45,8 @@ class Preprocessing:
         size: height and width of the result in pixels.
         resize: height and width that the picture is scaled to before the crop.
         mode: `center` scales until both sides of `resize` are covered, `squash` to just `resize`,
-            `border` until it fits inside `resize`, on the mean colour; then the centre is cut.
+            `border` until it fits inside `resize`, on the mean colour, `crop` not at all; then the
+            centre is cut.
         interpolation: a key of `INTERPOLATIONS`.
         mean: what is subtracted, a number a channel, of values in [0, 1].
         std: what the result is divided by, a number a channel.
@@ -100,7 +101,8 @@ class Preprocessing:
             return cls._of_torchvision(arguments["name"])
         if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
             kwargs = arguments.get("kwargs") or {}
-            return cls._of_timm(model, kwargs.get("in_chans", 3))
+            channels = kwargs.get("in_chans", arguments.get("channels", 3))
+            return cls._of_timm(model, channels)
         return cls()._with_channels(_input_channels(model))
 
     @classmethod
@@ -132,6 +134,7 @@ class Preprocessing:
             "center": f"the centre of a picture scaled to {_scaled(self.resize)}",
             "squash": f"the centre of a picture squashed to {_sides(self.resize)}",
             "border": f"a picture fitted into {_sides(self.resize)} with a border",
+            "crop": "the centre of a picture as it is",
         }
         kind = {3: "RGB", 1: "grey"}.get(self.channels, f"{self.channels} channels")
         numbers = (" ".join(f"{x:.4g}" for x in values) for values in (self.mean, self.std))
@@ -224,6 +227,8 @@ class Preprocessing:
         return dataclasses.replace(self, mean=mean, std=std, channels=channels)
 
     def _scale(self, image: Image.Image) -> Image.Image:
+        if self.mode == "crop":
+            return image
         if self.mode == "center":
             image = _trimmed(image)
         width, height = self._scaled_size(*image.size)
