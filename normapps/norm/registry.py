@@ -26,6 +26,7 @@ from .layers.position import PositionNorm
 from .layers.rms import RmsNorm
 from .layers.self_modulated import SelfModulatedNorm
 from .layers.spatial import SpatialNorm
+from .layers.streaming import StreamingNorm
 from .layers.switchable import SwitchableNorm
 from .layers.whitening import CholeskyNorm, IterNorm, ZCANorm
 
@@ -42,6 +43,7 @@ NORMS: dict[str, type[NormLayer]] = {
     "domain": DomainNorm,
     "batch": BatchNorm,
     "ghost": GhostBatchNorm,
+    "streaming": StreamingNorm,
     "zca": ZCANorm,
     "cholesky": CholeskyNorm,
     "iternorm": IterNorm,
