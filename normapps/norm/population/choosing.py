@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ..convert.selection import Patterns, select
@@ -59,9 +59,9 @@ def _hide(layer: nn.Module) -> None:
         vars(layer)[key] = layer._buffers.pop(key)
 
 
-def _show(layer: nn.Module, buffers: dict[str, object]) -> None:
+def _show(layer: nn.Module, buffers: dict[str, Tensor | None]) -> None:
     """Make them buffers again, in the order that they had."""
     for key in buffers.keys() - layer._buffers.keys():
         del vars(layer)[key]
     layer._buffers.clear()
-    layer._buffers.update(buffers)  # type: ignore[arg-type]
+    layer._buffers.update(buffers)
