@@ -16,7 +16,7 @@ class Estimate:
 
     Attributes:
         mean: of the values.
-        low, high: the interval, symmetric about the mean.
+        low, high: the interval; that of `estimate` is symmetric about the mean.
         count: how many values.
     """
 

@@ -1,0 +1,150 @@
+"""Plots of reports, as PNG, by matplotlib (the optional extra `report`)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BEFORE, AFTER = "#9aa5b1", "#1f6feb"
+"""Grey for what was there, blue for what was made; apart for colour-blind readers, too."""
+
+_COLOURS = (BEFORE, AFTER, "#d97706", "#059669")
+_MOST_TICKS = 60
+"""Names beside bars; of more layers only every second, third, … is named."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A horizontal bar a name and series, in the order given, the first at the top.
+
+    Attributes:
+        names: what the bars stand for, such as layers.
+        series: values by the name of the series; one that is not finite has no bar.
+        axis: what the values are, with their unit.
+        is_log: draw the values logarithmically; 0 and less has no bar.
+    """
+
+    names: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    axis: str
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Shares of values in bins, a line a series.
+
+    Attributes:
+        series: values by the name of the series.
+        axis: what the values are.
+        span: lowest and highest value of the axis.
+        bins: how many.
+    """
+
+    series: Mapping[str, Sequence[float]]
+    axis: str
+    span: tuple[float, float] = (0.0, 1.0)
+    bins: int = 20
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves over a common axis.
+
+    Attributes:
+        x: positions.
+        series: values by the name of the series, as many as positions.
+        axes: what positions and values are.
+    """
+
+    x: Sequence[float]
+    series: Mapping[str, Sequence[float]]
+    axes: tuple[str, str] = field(default=("", ""))
+
+
+Plot = Bars | Histograms | Lines
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def render(plot: Plot) -> bytes:
+    """Draw a plot: PNG at 144 dots an inch, 8 inches wide, the same bytes every time.
+
+    Raises:
+        ImportError: matplotlib is missing; ask `can_plot` first.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: Any = {"font.size": 9, "font.family": "DejaVu Sans", "axes.axisbelow": True}
+    with rc_context(style):
+        figure = Figure(figsize=(8, _height(plot)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x" if isinstance(plot, Bars) else "y", color="#e5e7eb")
+        _draw(plot, axes)
+        if len(plot.series) > 1:
+            figure.legend(loc="outside upper right", ncols=len(plot.series), frameon=False)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
+    return png.getvalue()
+
+
+def _height(plot: Plot) -> float:
+    """Inches: room for every bar, at most as many as a page can show."""
+    if not isinstance(plot, Bars):
+        return 3.0
+    return 1.5 + min(11.0, 0.19 * len(plot.names) * max(1, len(plot.series) / 2))
+
+
+def _draw(plot: Plot, axes: Axes) -> None:
+    if isinstance(plot, Bars):
+        _draw_bars(plot, axes)
+    elif isinstance(plot, Histograms):
+        _draw_histograms(plot, axes)
+    else:
+        for colour, (name, values) in zip(_colours(plot), plot.series.items(), strict=True):
+            axes.plot(plot.x, values, label=name, color=colour)
+        axes.set(xlabel=plot.axes[0], ylabel=plot.axes[1])
+
+
+def _draw_bars(plot: Bars, axes: Axes) -> None:
+    thick = 0.8 / max(1, len(plot.series))
+    for number, (name, values) in enumerate(plot.series.items()):
+        places = [i + thick * (number - (len(plot.series) - 1) / 2) for i in range(len(values))]
+        colour = _colours(plot)[number] if len(plot.series) > 1 else AFTER
+        axes.barh(places, values, height=thick, label=name, color=colour)
+    every = -(-len(plot.names) // _MOST_TICKS) or 1
+    axes.set_yticks(range(0, len(plot.names), every), list(plot.names)[::every], fontsize=7)
+    axes.set_ylim(len(plot.names) - 0.5, -0.5)
+    axes.set_xlabel(plot.axis)
+    if plot.is_log and any(value > 0 for values in plot.series.values() for value in values):
+        axes.set_xscale("log")
+
+
+def _draw_histograms(plot: Histograms, axes: Axes) -> None:
+    low, high = plot.span
+    for colour, (name, values) in zip(_colours(plot), plot.series.items(), strict=True):
+        weights = [100 / len(values)] * len(values) if len(values) else []
+        shape: dict[str, Any] = {"bins": plot.bins, "range": plot.span, "weights": weights}
+        axes.hist(values, **shape, color=colour, alpha=0.25)
+        axes.hist(values, **shape, color=colour, histtype="step", linewidth=1.6, label=name)
+    axes.set_xlim(low, high)
+    axes.set(xlabel=plot.axis, ylabel="% of the pictures")
+
+
+def _colours(plot: Plot) -> list[str]:
+    repeats = -(-len(plot.series) // len(_COLOURS))
+    return list(_COLOURS * repeats)[: len(plot.series)]

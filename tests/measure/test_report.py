@@ -1,0 +1,130 @@
+"""Reports: one page without anything from elsewhere, JSON with every number, plots that are PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from normapps.measure import report as module
+from normapps.measure.plots import AFTER, Bars, Histograms, Lines, Plot, can_plot, render
+from normapps.measure.report import (
+    UNDECIDED,
+    Figure,
+    Report,
+    Section,
+    Table,
+    Verdict,
+    page,
+    write_report,
+)
+
+BARS = Bars(["stem", "head"], {"before": [1.0, 2.0], "after": [0.5, 0.1]}, "nats")
+
+
+def _report() -> Report:
+    table = Table(["layer", "nats"], [["a<b>", 1.23456789], ["c", 2]], "How far.")
+    parts = ["A & B.", table, Figure(BARS, "One bar a layer.")]
+    sections = [Section("Distance", parts), Section("All of it", [table], folded=True)]
+    numbers = {"loss": float("nan"), "rows": [1.0, float("inf")], "deep": {"x": (1, 2.5)}}
+    return Report("Adapted", Verdict(UNDECIDED, "Too few <pictures>."), sections, numbers, ["ab"])
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_escapes_text() -> None:
+    text = page(_report())
+    links = _Links()
+    links.feed(text)
+    assert not links.open
+    assert links.found
+    assert all(link.startswith("data:image/png;base64,") for link in links.found)
+    assert "http" not in text
+    assert "Too few &lt;pictures&gt;." in text
+    assert "a&lt;b&gt;" in text
+    assert "1.235" in text
+    assert "One bar a layer." in text
+    assert "verdict undecided" in text
+    assert "<details><summary>All of it</summary>" in text
+
+
+def test_json_has_every_number_and_null_for_what_is_none(tmp_path: Path) -> None:
+    write_report(tmp_path, _report())
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values == {
+        "title": "Adapted",
+        "verdict": "undecided",
+        "reason": "Too few <pictures>.",
+        "loss": None,
+        "rows": [1.0, None],
+        "deep": {"x": [1, 2.5]},
+    }
+    assert (tmp_path / "report.html").read_text() == page(_report())
+
+
+def test_without_matplotlib_there_are_tables_and_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "can_plot", lambda: False)
+    text = page(_report())
+    assert "<img" not in text
+    assert "<code>report</code>" in text
+    assert "1.235" in text
+
+
+def test_a_missing_matplotlib_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_plot()
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    assert not can_plot()
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        BARS,
+        Bars([f"layer{i}" for i in range(300)], {"x": list(range(1, 301))}, "nats", is_log=True),
+        Bars(["nothing"], {"x": [0.0]}, "nats", is_log=True),
+        Histograms({"before": [0.1, 0.9], "after": []}, "confidence"),
+        Lines([1, 2, 3], {"loss": [3.0, float("nan"), 1.0]}, ("step", "loss")),
+    ],
+    ids=["bars", "many", "zero", "histograms", "lines"],
+)
+def test_plots_are_png_of_one_width_and_always_the_same(plot: Plot) -> None:
+    png = render(plot)
+    assert png == render(plot)
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG"
+    assert image.width == 8 * 144
+    assert 200 < image.height < 2000
+
+
+def test_longer_bars_are_longer() -> None:
+    image = Image.open(io.BytesIO(render(Bars(["a", "b"], {"x": [1.0, 4.0]}, "nats"))))
+    colour = [int(AFTER[i : i + 2], 16) for i in (1, 3, 5)]
+    blue = (np.asarray(image.convert("RGB")) == colour).all(2)
+    widths = blue.sum(1)[blue.any(1)]
+    assert widths.max() == pytest.approx(4 * widths.min(), rel=0.05)
+    rows = np.flatnonzero(blue.any(1))
+    assert blue[rows[0]].sum() < blue[rows[-1]].sum()  # in their order from the top
+
+
+def test_style_and_sections_need_no_script() -> None:
+    assert not re.search(r"<script|url\(|@import|<link", page(_report()))
