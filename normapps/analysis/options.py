@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..models.options import ModelOptions
+from ..models.options import ModelOptions, PictureOptions
 from ..options import device_option, option
 
 MODES = ("one-pass", "layerwise", "fixed")
@@ -42,7 +42,7 @@ class ConvertOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class StatsOptions(ModelOptions):
+class StatsOptions(PictureOptions):
     """How the statistics of data are measured in a model.
 
     Raises:
@@ -57,6 +57,11 @@ class StatsOptions(ModelOptions):
     )
     batch_size: int = option(32, "pictures measured at a time", low=1)
     limit: int | None = option(None, "take this many pictures, evenly spread", low=1)
+    shard: str = option(
+        "1/1",
+        "i/n, from 1/n to n/n: one of n parts of the pictures, for `adapt merge`",
+        pattern=r"[0-9]+/[0-9]+",
+    )
     rows: int = option(15, "layers that the table shows, those that differ most", low=1)
     device: str = device_option()
     dtype: str = option(
@@ -65,6 +70,23 @@ class StatsOptions(ModelOptions):
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     overwrite: bool = option(False, "replace an existing file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number, shards = self.part
+        if not 1 <= number <= shards:
+            raise InputError(f"--shard {self.shard}: must be from 1/{shards} to {shards}/{shards}")
+        if shards > 1 and self.mode == "layerwise":
+            raise InputError(
+                f"--shard {self.shard} --mode layerwise: a part's layers would stand on its own"
+                " statistics; use --mode fixed, whose parts merge exactly"
+            )
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The shard as (number, of how many)."""
+        number, _, shards = self.shard.partition("/")
+        return int(number), int(shards)
 
 
 _NOT_TEXT = ("device", "dtype", "process_group")

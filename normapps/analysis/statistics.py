@@ -12,6 +12,7 @@ from ..data.pictures import Batches, Pictures, batches
 from ..engine.device import place, resolve_device, resolve_dtype
 from ..files import check_writable
 from ..models.load import open_model
+from ..models.options import preprocessing_of
 from ..norm.population.algebra import distance
 from ..norm.population.measuring import measure
 from ..norm.population.statistics import Population, population_layers
@@ -74,7 +75,7 @@ def measure_statistics(
         spec: the model, as `open_model` takes it.
         pictures: folder, tar, text list or picture.
         out: safetensors file to write.
-        options: mode, batch size, limit, device.
+        options: mode, batch size, limit, shard, device.
         say: told what was opened and what the pictures go through, a line each.
         progress: told of every batch.
 
@@ -90,14 +91,22 @@ def measure_statistics(
         num_classes=options.num_classes,
         seed=options.seed,
     )
+    preprocessing = preprocessing_of(opened, options)
     say(opened.describe())
-    say(opened.preprocessing.describe())
+    say(preprocessing.describe())
     own = Population.of(opened.model)
     dtype = resolve_dtype(options.dtype, device)
     model = place(opened.model, device, dtype)
-    chosen = Pictures(pictures, opened.preprocessing, limit=options.limit)
+    chosen = Pictures(pictures, preprocessing, limit=options.limit)
     # mixed, because the classes of a folder follow each other and a batch should see many
-    loader = batches(chosen, options.batch_size, device=device, dtype=dtype, seed=options.seed)
+    loader = batches(
+        chosen,
+        options.batch_size,
+        device=device,
+        dtype=dtype,
+        seed=options.seed,
+        shard=options.part,
+    )
     found = measure(
         model, loader, mode=options.mode, progress=_counter(model, loader, options.mode, progress)
     )
@@ -105,7 +114,7 @@ def measure_statistics(
     found.save(out, overwrite=options.overwrite)
     return StatsReport(
         opened.describe(),
-        opened.preprocessing.describe(),
+        preprocessing.describe(),
         found.samples or 0,
         loader.failed,
         found.unreached,

@@ -213,6 +213,7 @@ def batches(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
+    shard: tuple[int, int] = (1, 1),
 ) -> Batches:
     """Batches of a set, decoded ahead by threads; `len` of it is their number.
 
@@ -226,17 +227,37 @@ def batches(
         dtype: of the images; they are normalized in float32.
         seed: None takes the set's order, in which the classes of a folder follow each other; a
             number mixes it, always the same way: what batch statistics need.
+        shard: (i, n) takes the i-th, (i + n)-th, … of all batches, i from 1 to n, so that n
+            shards together are exactly the batches of the whole set.
 
     Raises:
-        InputError: a batch size below 1.
+        InputError: a batch size below 1, or a shard without a batch.
+    """
+    order = batch_order(len(dataset), batch_size, seed, shard)
+    return Batches(dataset, batch_size, workers, torch.device(device), dtype, order)
+
+
+def batch_order(
+    count: int, batch_size: int, seed: int | None = None, shard: tuple[int, int] = (1, 1)
+) -> list[int]:
+    """Return positions in the order in which `batches` takes them; arguments as there.
+
+    Raises:
+        InputError: a batch size below 1, or a shard without a batch.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1")
-    count = len(dataset)
-    order: Sequence[int] = range(count)
+    order = list(range(count))
     if seed is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    return Batches(dataset, batch_size, workers, torch.device(device), dtype, order)
+    number, shards = shard
+    starts = range((number - 1) * batch_size, count, shards * batch_size)
+    if not 1 <= number <= shards or not starts:
+        raise InputError(
+            f"--shard {number}/{shards}: {count} pictures are {math.ceil(count / batch_size)}"
+            f" batches of {batch_size}; give fewer shards, or a smaller --batch-size"
+        )
+    return [index for start in starts for index in order[start : start + batch_size]]
 
 
 def _transformed(cut: Tensor, transform: Transform, index: int) -> Tensor:

@@ -35,3 +35,15 @@ def test_ranges() -> None:
         StatsOptions(batch_size=0)
     with pytest.raises(InputError, match="--mode 'two-pass'"):
         StatsOptions(mode="two-pass")
+
+
+def test_a_shard_is_a_part_of_a_whole() -> None:
+    assert StatsOptions().part == (1, 1)
+    assert StatsOptions(shard="2/4").part == (2, 4)
+    for shard in ("0/2", "3/2", "1/0"):
+        with pytest.raises(InputError, match=f"--shard {shard}: must be from"):
+            StatsOptions(shard=shard)
+    with pytest.raises(InputError, match="--shard 'half'"):
+        StatsOptions(shard="half")
+    with pytest.raises(InputError, match="--mode fixed"):
+        StatsOptions(shard="1/2", mode="layerwise")

@@ -15,6 +15,7 @@ from normapps.analysis.statistics import measure_statistics, shifts
 from normapps.data.images import read_image
 from normapps.errors import InputError
 from normapps.models.load import open_model
+from normapps.norm.population.algebra import merge
 from normapps.norm.population.statistics import Population
 
 MODEL = "test_resnet"
@@ -116,3 +117,20 @@ def test_half_precision_measures_the_same(folder: Path, tmp_path: Path) -> None:
         found.append(next(iter(Population.load(out).layers.values())))
     assert found[1].mean.dtype in (torch.float32, torch.float64)
     torch.testing.assert_close(found[1].var, found[0].var, rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "one-pass"])
+def test_shards_merge_to_the_whole(folder: Path, tmp_path: Path, mode: str) -> None:
+    found = {}
+    for shard in ("1/1", "1/2", "2/2"):
+        out = tmp_path / "population.safetensors"
+        options = StatsOptions(shard=shard, mode=mode, batch_size=2, device="cpu", overwrite=True)
+        measure_statistics(MODEL, str(folder), out, options, say=lambda _: None)
+        found[shard] = Population.load(out)
+    whole, merged = found["1/1"], merge([found["1/2"], found["2/2"]])
+    assert (found["1/2"].samples, found["2/2"].samples, merged.samples) == (4, 2, 6)
+    assert merged.fingerprint == whole.fingerprint
+    for name, moments in whole.layers.items():
+        # float64 of the same batches, pooled in another order
+        torch.testing.assert_close(merged.layers[name].mean, moments.mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(merged.layers[name].var, moments.var, rtol=1e-12, atol=1e-14)

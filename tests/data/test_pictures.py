@@ -375,3 +375,36 @@ def test_a_transform_that_changes_the_shape_is_no_bad_picture(hundred: Path, wor
         found = Pictures(hundred, SMALL, transform=wrong)
         with pytest.raises(NormappsError, match=r"it must keep both"):
             list(batches(found, 10, workers))
+
+
+@given(
+    count=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    shards=st.integers(1, 5),
+    seed=st.none() | st.integers(0, 3),
+)
+def test_shards_are_the_batches_of_the_whole(
+    count: int, batch_size: int, shards: int, seed: int | None
+) -> None:
+    whole = module.batch_order(count, batch_size, seed)
+    assert sorted(whole) == list(range(count))
+    wanted = [tuple(whole[i : i + batch_size]) for i in range(0, count, batch_size)]
+    found: list[tuple[int, ...]] = []
+    for number in range(1, shards + 1):
+        if number > len(wanted):
+            with pytest.raises(InputError, match=f"--shard {number}/{shards}: {count} pictures"):
+                module.batch_order(count, batch_size, seed, (number, shards))
+            continue
+        part = module.batch_order(count, batch_size, seed, (number, shards))
+        found += [tuple(part[i : i + batch_size]) for i in range(0, len(part), batch_size)]
+    assert sorted(found) == sorted(wanted)
+
+
+def test_a_shard_of_batches(tmp_path: Path) -> None:
+    place = make_folder(tmp_path, {f"{i}.png": png(i) for i in range(7)})
+    pictures = Pictures(place, SMALL)
+    values = [
+        [(images[:, 0, 0, 0] * 255).round().int().tolist() for images, _ in part]
+        for part in (batches(pictures, 2, shard=(i, 2)) for i in (1, 2))
+    ]
+    assert values == [[[0, 1], [4, 5]], [[2, 3], [6]]]
