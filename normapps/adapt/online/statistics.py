@@ -7,6 +7,8 @@ was seen pooled by count.
 
 from __future__ import annotations
 
+from math import inf
+
 from torch import Tensor, nn
 
 from ...errors import InputError
@@ -63,7 +65,7 @@ def prior(
     """Make a copy that mixes each batch with the source (Schneider et al. 2020, eq. 4).
 
     Args:
-        n: samples that the source counts for, 0 or more; `inf` is the source alone.
+        n: samples that the source counts for, 0 or more; with `inf` no bit changes.
         include, exclude: as `adabn`.
 
     Raises:
@@ -83,7 +85,7 @@ def ema(
     """Make a copy whose running statistics move with each batch, which uses the updated ones.
 
     Args:
-        momentum: weight of a batch, torch's sense. RoTTA takes 0.05.
+        momentum: weight of a batch, torch's sense; with 0 no bit changes. RoTTA takes 0.05.
         episodic: begin at the source again before every batch.
         include, exclude: as `adabn`.
 
@@ -140,6 +142,9 @@ def _following(
             f"{type(model).__name__} has no batch norm among its chosen norm layers, whose"
             " statistics could follow: take tent, eata, sar or lame"
         )
+    if prior == inf or momentum == 0:
+        # by the source's own layers: torchvision's frozen ones round otherwise than torch's kernel
+        return source(model)
     alone = rule == "batch" or (rule == "prior" and prior == 0)
     made = BatchStatistics if alone else Statistics
     return made(configured, episodic=episodic)
