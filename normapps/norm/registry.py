@@ -11,12 +11,14 @@ from typing import Any
 from ..errors import InputError, unknown
 from .layers.adalin import AdaLIN, LayerInstanceNorm
 from .layers.adaptive import AdaIN
+from .layers.autodial import AutoDIAL
 from .layers.base import NormLayer, Piece
 from .layers.batch import BatchNorm
 from .layers.bin import BatchInstanceNorm
 from .layers.coloring import ColoringNorm, ConditionalColoringNorm
 from .layers.conditional import ConditionalNorm
 from .layers.domain import DomainNorm
+from .layers.domain_whitening import DomainWhitening
 from .layers.ghost import GhostBatchNorm
 from .layers.group import GroupNorm
 from .layers.ibn import IBN
@@ -28,6 +30,7 @@ from .layers.self_modulated import SelfModulatedNorm
 from .layers.spatial import SpatialNorm
 from .layers.streaming import StreamingNorm
 from .layers.switchable import SwitchableNorm
+from .layers.transnorm import TransNorm
 from .layers.whitening import CholeskyNorm, IterNorm, ZCANorm
 
 NORMS: dict[str, type[NormLayer]] = {
@@ -41,6 +44,9 @@ NORMS: dict[str, type[NormLayer]] = {
     "adalin": AdaLIN,
     "iln": LayerInstanceNorm,
     "domain": DomainNorm,
+    "autodial": AutoDIAL,
+    "transnorm": TransNorm,
+    "domain_whitening": DomainWhitening,
     "batch": BatchNorm,
     "ghost": GhostBatchNorm,
     "streaming": StreamingNorm,

@@ -64,6 +64,10 @@ class DomainNorm(Tracking, ConditionalLayer):
     """
 
     taxonomy: ClassVar = Taxonomy("batch", "standardize", "affine a domain", "Chang et al. 2019")
+    is_coupled: ClassVar[bool] = False
+    """Whether what a domain is normalized with depends on the other domains' moments."""
+    tracked: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")
+    """The buffers that have a row a domain."""
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor | None
@@ -125,7 +129,9 @@ class DomainNorm(Tracking, ConditionalLayer):
         # processes that meet must all bring (K, C) moments, whichever domains they hold
         alone = self.uses_population or not (self.sync and is_joined())
         if route.index is not None and alone:
-            return self._by_branch(x, route.index, route.done)
+            if not (self.is_coupled and self.training):
+                return self._by_branch(x, route.index, route.done)
+            self.check_measured(x)
         known, own = route.known(x), self.population()
         bank = self.bank(x, known, own, route)
         guess = self.guess(x, known, own, route)
@@ -137,7 +143,7 @@ class DomainNorm(Tracking, ConditionalLayer):
         shift = -mean * scale
         if self.bias is not None:
             shift = shift + self._chosen(self.bias, rows)
-        return recover(x, scale, shift)
+        return recover(x, *self.adjust(scale, shift, known, bank, own))
 
     def route(self, condition: Domain | Route) -> Route:
         """Return a condition as the `Route` of one forward pass.
@@ -190,6 +196,12 @@ class DomainNorm(Tracking, ConditionalLayer):
         unknown = guess.sum(1, keepdim=True) > 0
         return torch.where(unknown, even[0], mean), torch.where(unknown, even[1], var)
 
+    def adjust(
+        self, scale: Tensor, shift: Tensor, known: Tensor, bank: Moments, own: Moments
+    ) -> tuple[Tensor, Tensor]:
+        """Return each sample's scale and shift (N, C), recovery included; here, as they are."""
+        return scale, shift
+
     def population(self) -> Moments:
         """Return a copy of the running moments (K, C), in float32 or better, with counts of 0."""
         precise = torch.promote_types(self.running_mean.dtype, torch.float32)
@@ -200,23 +212,45 @@ class DomainNorm(Tracking, ConditionalLayer):
     def remember(self, measured: Moments) -> None:
         """Move the running moments of the domains that a batch holds, (K, C)."""
         seen = measured.count > 1
-        share = measured.count.new_full(seen.shape, self.momentum or 0.0)
+        share = self.next_shares(seen, measured.mean)
+        unbiased = measured.count / (measured.count - 1).clamp_min(1)
+        seen, share, unbiased = seen[:, None], share[:, None], unbiased[:, None]
+        move(self.running_mean, measured.mean, share, seen)
+        move(self.running_var, measured.var * unbiased, share, seen)
+
+    def next_shares(self, seen: Tensor, like: Tensor) -> Tensor:
+        """Count one more batch of the domains `seen`, (K,), and return the weights that it gets."""
+        share = like.new_full(seen.shape, self.momentum or 0.0)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.data.add_(seen)
             if self.momentum is None:
                 share = self.num_batches_tracked.to(share).reciprocal()
-        unbiased = measured.count / (measured.count - 1).clamp_min(1)
-        seen, share, unbiased = seen[:, None], share[:, None], unbiased[:, None]
-        _move(self.running_mean, measured.mean, share, seen)
-        _move(self.running_var, measured.var * unbiased, share, seen)
+        return share
 
-    def branch(self, domain: int) -> BatchNorm:
-        """Return one domain as a batch norm of its own, with the same activation and dropout.
+    def branch(self, domain: int, *, settled: bool = True) -> Tracking:
+        """Return one domain as a layer of its own, with the same activation and dropout.
+
+        Args:
+            domain: its number.
+            settled: with what the domain is normalized with at inference, so that the layer
+                computes there what this one does; else with what it holds.
 
         Raises:
-            InputError: the domain is out of range.
+            InputError: the domain is out of range, or no layer of its own computes the same.
         """
         index = self._known(domain)
+        made = self.blank_branch()
+        made.frozen = self.frozen
+        for name, row in (self.settled(index) if settled else self.held(index)).items():
+            place = getattr(made, name)
+            place.data = row.detach().clone()
+            if isinstance(place, nn.Parameter):
+                place.requires_grad_(getattr(self, name).requires_grad)
+        made.train(self.training)
+        return made
+
+    def blank_branch(self) -> Tracking:
+        """Return the layer that one domain would be, with its own values still to come."""
         kind: Any = BatchNorm.for_layout(self.layout)
         made: BatchNorm = kind(
             *(self.num_features, self.eps, self.momentum, self.affine),
@@ -229,13 +263,7 @@ class DomainNorm(Tracking, ConditionalLayer):
             device=self.running_mean.device,
             dtype=self.running_mean.dtype,
         )
-        made.frozen = self.frozen
-        for name, row in self.held(index).items():
-            place = getattr(made, name)
-            place.data = row.detach().clone()
-            if isinstance(place, nn.Parameter):
-                place.requires_grad_(row.requires_grad)
-        return made.train(self.training)
+        return made
 
     @torch.no_grad()
     def load_branch(self, domain: int, **values: Tensor | None) -> None:
@@ -244,7 +272,7 @@ class DomainNorm(Tracking, ConditionalLayer):
         Args:
             domain: its number.
             values: `weight`, `bias`, `running_mean`, `running_var`: (C,); `num_batches_tracked`:
-                (). A shared `weight` or `bias` changes for all domains.
+                (); as `held` has them. A shared `weight` or `bias` changes for all domains.
 
         Raises:
             InputError: the domain is out of range, the layer has no such value, or another shape.
@@ -265,10 +293,14 @@ class DomainNorm(Tracking, ConditionalLayer):
         held = {"weight": self.weight, "bias": self.bias}
         shared = {name: each for name, each in held.items() if each is not None}
         own = {name: each if self.share_affine else each[domain] for name, each in shared.items()}
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
+        for name in self.tracked:
             if getattr(self, name) is not None:
                 own[name] = getattr(self, name)[domain]
         return own
+
+    def settled(self, domain: int) -> dict[str, Tensor]:
+        """Return what one domain is normalized with at inference, by a batch norm's names."""
+        return self.held(domain)
 
     def own(self, domain: int) -> dict[str, Tensor]:
         """Return as `held`, without a `weight` and `bias` that all domains share.
@@ -285,8 +317,13 @@ class DomainNorm(Tracking, ConditionalLayer):
         """Add a domain that starts as another one is; `weight` and `bias` become new parameters.
 
         Raises:
-            InputError: the domain is out of range.
+            InputError: the domain is out of range, or one more would change the others.
         """
+        if self.is_coupled:
+            raise InputError(
+                f"{type(self).__name__} normalizes each domain by the others' moments, so that one "
+                f"more would change them all; make the layer with {self.num_domains + 1} domains"
+            )
         for name in self.own(from_domain):
             rows = getattr(self, name)
             more = torch.cat([rows, rows[from_domain : from_domain + 1]])
@@ -300,12 +337,12 @@ class DomainNorm(Tracking, ConditionalLayer):
 
     def _by_branch(self, x: Tensor, index: int, again: bool) -> Tensor:
         """One domain for all: torch's kernel, which moves that domain's rows in place."""
-        held = self.held(index)
+        held = self.settled(index) if self.uses_population else self.held(index)
         mean, var = held["running_mean"], held["running_var"]
         recovery = held.get("weight"), held.get("bias")
         if self.uses_population:
             return F.batch_norm(x, mean, var, *recovery, False, 0.0, self.eps)
-        self.check_samples(x.numel() // self.num_features, x)
+        self.check_measured(x)
         count = None if again else held.get("num_batches_tracked")
         if count is not None:
             count.add_(1)
@@ -320,6 +357,15 @@ class DomainNorm(Tracking, ConditionalLayer):
             var.data.lerp_(new_var, share)
         return y
 
+    def check_measured(self, x: Tensor) -> None:
+        """Check that a batch of one known domain has what its statistics need.
+
+        Raises:
+            InputError: it is measured, and has too few values a channel.
+        """
+        if not self.uses_population:
+            self.check_samples(x.numel() // self.num_features, x)
+
     def _known(self, domain: int) -> int:
         index = check_domain(domain, self.num_domains)
         if index is None:
@@ -330,7 +376,10 @@ class DomainNorm(Tracking, ConditionalLayer):
         return values if self.share_affine else weighted(membership, values)
 
 
-def _move(running: Tensor, new: Tensor, share: Tensor, seen: Tensor) -> None:
-    """Past the version counter, as torch's kernel does, whose graphs may hold rows of `running`."""
+def move(running: Tensor, new: Tensor, share: Tensor, seen: Tensor) -> None:
+    """Move the rows `seen` of running moments towards new ones.
+
+    Past the version counter, as torch's kernel does, whose graphs may hold rows of `running`.
+    """
     moved = running.lerp(new.to(running), share.to(running))
     running.data.copy_(torch.where(seen, moved, running))

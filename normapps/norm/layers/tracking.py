@@ -92,7 +92,7 @@ class Tracking(NormLayer):
         if self.sync and is_joined():
             measured = gather(measured, self.process_group)
             if samples < self.least_samples:  # the others may have more; reading waits for a GPU
-                samples = int(measured.count[0])
+                samples = int(measured.count.max())
         self.check_samples(samples, x)
         if self.training and self.running_mean is not None:
             self.remember(measured.detach())

@@ -7,7 +7,7 @@ papers' code, whitens worse (and collapses for PCA).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
@@ -211,18 +211,13 @@ class Whitening(Tracking, AffineNorm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitening:
         """Follow a cast, but keep the running moments in float32 or better."""
-        before = self.running_mean, self.running_cov
+        before = {name: self._buffers[name] for name in ("running_mean", "running_cov")}
         parent: Any = super()
         parent._apply(fn, recurse)
-        for name, old in zip(("running_mean", "running_cov"), before, strict=True):
-            new = getattr(self, name)
-            if old is None or new is None:
-                continue
-            precise = torch.promote_types(new.dtype, torch.float32)
-            if precise != new.dtype:
-                setattr(self, name, old.to(new.device, precise))
-        if before[0] is not None:
-            self._cast = fn(before[0].new_empty(0, dtype=self._cast)).dtype
+        keep_precise(self, before)
+        mean = before["running_mean"]
+        if mean is not None:
+            self._cast = fn(mean.new_empty(0, dtype=self._cast)).dtype
         return self
 
     def _load_from_state_dict(
@@ -307,6 +302,22 @@ class Pointwise(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, *S)."""
         return super().forward(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
+def keep_precise(layer: nn.Module, before: Mapping[str, Tensor | None]) -> None:
+    """Give buffers that a cast has rounded back in float32 or better, where they are now.
+
+    Args:
+        layer: it holds them.
+        before: by their names, as they were.
+    """
+    for name, old in before.items():
+        new = getattr(layer, name)
+        if old is None or new is None:
+            continue
+        precise = torch.promote_types(new.dtype, torch.float32)
+        if precise != new.dtype:
+            setattr(layer, name, old.to(new.device, precise))
 
 
 def _folded(matrix: Tensor, shift: Tensor, layout: str) -> nn.Module:

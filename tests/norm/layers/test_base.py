@@ -20,6 +20,7 @@ TRACKED = {**AFFINE, "momentum": 0.1, "sync": False, "process_group": None}
 WHITENING = {**TRACKED, "eps": 1e-3, "track_running_stats": True}
 MODULATED = {**TRACKED, "base": "batch"}
 EMPTY = inspect.Parameter.empty
+SHARED = {**TRACKED, "num_domains": EMPTY, "unseen": "mean"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "rms": {**AFFINE, "eps": 1e-6, "bias": False},
     "group": {**AFFINE, "num_groups": 32},
@@ -29,6 +30,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zca": {**WHITENING, "group_size": 16},
     "iternorm": {**WHITENING, "eps": 1e-5, "group_size": 64, "iterations": 5},
     "coloring": {**WHITENING, "group_size": None},
+    "autodial": {**SHARED, "alpha": 1.0},
+    "transnorm": SHARED,
+    "domain_whitening": {**SHARED, "eps": 1e-3, "group_size": 4},
     "spatial": {
         **MODULATED,
         **{"condition_channels": EMPTY, "hidden_channels": 128, "kernel_size": 3},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normapps.errors import InputError
 from normapps.norm import Moments
 from normapps.norm.layers.base import NormLayer
+from normapps.norm.layers.transnorm import TransNorm
 from normapps.norm.registry import NORMS, create_norm, list_norms
 
 C = 6
@@ -21,6 +22,7 @@ ISSUE = {
     *("batch", "layer", "instance", "group", "position", "rms", "ghost"),
     *("iternorm", "zca", "cholesky", "coloring", "switchable", "bin", "ibn"),
     *("conditional", "adaptive", "self_modulated", "spatial", "adalin", "domain"),
+    *("autodial", "transnorm", "domain_whitening"),
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -34,7 +36,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "spatial": {"condition_channels": 2, "hidden_channels": 4},
     "adalin": {"latent_features": 5},
     "domain": {"num_domains": 3},
+    "autodial": {"num_domains": 3, "alpha": 0.75},
+    "transnorm": {"num_domains": 3},
+    "domain_whitening": {"num_domains": 3, "group_size": 3},
 }
+BANKS = ("domain", "autodial", "transnorm", "domain_whitening")
 SHAPES = {"1d": (4, C, 10), "2d": (4, C, 5, 6), "3d": (4, C, 3, 4, 2), "tokens": (4, 9, C)}
 WITHOUT_TOKENS = ("spatial",)
 
@@ -52,7 +58,7 @@ def _condition(name: str, x: Tensor, layout: str = "2d") -> Any:
         "self_modulated": lambda: torch.randn(n, 5, generator=generator).to(x.dtype),
         "spatial": lambda: torch.randn(n, 2, *space, generator=generator).to(x.dtype),
         "adalin": lambda: torch.randn(n, 5, generator=generator).to(x.dtype),
-        "domain": lambda: torch.arange(n) % 2,
+        **dict.fromkeys(BANKS, lambda: torch.arange(n) % 2),
     }
     return made[name]() if name in made else None
 
@@ -65,6 +71,8 @@ def _make(name: str, layout: str = "2d", **more: Any) -> NormLayer:
             parameter.add_(torch.randn_like(parameter) * 0.1)
             if key in ("gate", "rho"):  # inside, where a clamp has a derivative
                 parameter.clamp_(0.1, 0.9)
+            if key == "alpha":
+                parameter.clamp_(0.6, 0.9)
     return layer
 
 
@@ -129,6 +137,9 @@ def test_gradcheck_in_training_and_inference(name: str) -> None:
     names = [key for key, _ in layer.named_parameters()]
     values = [each.detach().clone().requires_grad_() for each in layer.parameters()]
     condition = _condition(name, x)
+    if isinstance(layer, TransNorm):  # its gain counts as a constant; a difference would see it
+        gain = layer.gain(layer.population()) + torch.linspace(-0.1, 0.1, C)
+        vars(layer)["gain"] = lambda _: gain
 
     def forward(x: Tensor, *parameters: Tensor) -> Tensor:
         args = (x,) if condition is None else (x, condition)
@@ -313,7 +324,7 @@ def test_too_few_samples_are_refused_in_training(name: str) -> None:
     if name in measured_by_channel:
         assert torch.isfinite(_run(_make(name), name, x)).all()
         return
-    if name == "domain":  # a branch without samples takes its population, without asking
+    if name in BANKS:  # a branch without samples takes its population, without asking
         assert torch.isfinite(_run(_make(name), name, x)).all()
         return
     with pytest.raises(InputError) as error:
@@ -354,7 +365,7 @@ def test_it_tells_its_place_in_the_taxonomy(name: str) -> None:
 
 
 def test_names_are_found_by_pattern_and_mistakes_are_mended() -> None:
-    assert list_norms("*norm") == ("iternorm",)
+    assert list_norms("*norm") == ("iternorm", "transnorm")
     assert list_norms("nothing*") == ()
     with pytest.raises(InputError, match="unknown norm 'bacth'; did you mean 'batch'"):
         create_norm("bacth", 4)
