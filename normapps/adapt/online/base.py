@@ -100,11 +100,16 @@ class Online(nn.Module):
         return logits_of(self.model(x))
 
     def check_batch(self, x: Tensor) -> None:
-        """Check that a batch is large enough.
+        """Check that a batch is large enough, and finite: one NaN would spoil all that is kept.
 
         Raises:
-            InputError: it is not.
+            InputError: it is not; nothing has changed.
         """
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(
+                f"a batch {tuple(x.shape)} holds NaN or infinite values: leave it out; the network"
+                " was not adapted to it"
+            )
         if len(x) < self.least_batch:
             raise InputError(
                 f"{type(self).__name__} got a batch of {len(x)}, needs {self.least_batch}: give"
@@ -125,15 +130,7 @@ class Online(nn.Module):
         those of the stream, as the layers' rule has it (`StreamingNorm.settle_`). All parameters
         require a gradient, as in a new network.
         """
-        plain = detached_copy(self.model)
-        layers = streaming_layers(plain)
-        for layer in layers.values():
-            layer.settle_()
-            layer.frozen = layer.was_frozen
-        if layers:
-            plain = convert_norm(plain, "batch", include=list(layers))
-            plain = convert_norm(plain, "torch", include=list(layers))
-        return plain.eval().requires_grad_(True)
+        return plain_copy(self.model)
 
     def own_state(self) -> dict[str, Any]:
         """Return a subclass's values that are no buffers: tensors, numbers, nested as you like."""
@@ -162,7 +159,9 @@ class Online(nn.Module):
         return {"stream": stream, "optimizer": optimizer, "own": self.own_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_extra_state` returned, in copies."""
+        """Take over what `get_extra_state` returned, in copies; a reset still goes to the start."""
+        if self._first is None:  # torch comes here before it loads the submodules
+            self._first = copy.deepcopy(self.state_dict())
         state = copy.deepcopy(state)
         for name, layer in streaming_layers(self).items():
             layer.load_stream_state(state["stream"][name])
@@ -219,6 +218,19 @@ def configure_model(
         for parameter in _affine(_chosen(model, include, exclude)).values():
             parameter.requires_grad_(True)
     return model
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return what `Online.export` does, of any network that `configure_model` has prepared."""
+    plain = detached_copy(model)
+    layers = streaming_layers(plain)
+    for layer in layers.values():
+        layer.settle_()
+        layer.frozen = layer.was_frozen
+    if layers:
+        plain = convert_norm(plain, "batch", include=list(layers))
+        plain = convert_norm(plain, "torch", include=list(layers))
+    return plain.eval().requires_grad_(True)
 
 
 def collect_params(model: nn.Module) -> tuple[list[nn.Parameter], list[str]]:
