@@ -101,7 +101,8 @@ class Preprocessing:
             return cls._of_torchvision(arguments["name"])
         if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
             kwargs = arguments.get("kwargs") or {}
-            channels = kwargs.get("in_chans", arguments.get("channels", 3))
+            told = arguments.get("channels", _input_channels(model))
+            channels = kwargs.get("in_chans", told)
             return cls._of_timm(model, channels)
         return cls()._with_channels(_input_channels(model))
 

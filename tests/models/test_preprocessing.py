@@ -196,3 +196,9 @@ def test_it_is_said_in_a_line() -> None:
         "8×9 grey, a picture fitted into 10×11 with a border, bilinear, "
         "mean 0.5, std 1 (ImageNet standard)"
     )
+
+
+def test_a_network_of_one_channel_tells_it_without_its_source() -> None:
+    grey = timm.create_model("test_resnet", in_chans=1)
+    assert Preprocessing.of(grey).channels == 1
+    assert len(Preprocessing.of(grey).mean) == 1
