@@ -1,18 +1,21 @@
 """Domain models: one network whose batch norms keep a population for each of several domains.
 
 The whole of domain-specific batch normalization (Chang et al. 2019) and of universal networks
-(Bilen & Vedaldi 2017): convolutions are shared, statistics and recovery belong to a domain.
+(Bilen & Vedaldi 2017): convolutions are shared, statistics and recovery belong to a domain. With
+other layers in their place, AutoDIAL (Carlucci et al. 2017), TransNorm (Wang et al. 2019) and
+domain-specific whitening (Roy et al. 2019).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from .condition import ConditionedModel
 from .convert.converter import convert_norm_
 from .convert.fusing import refuse_fusing_
@@ -23,11 +26,15 @@ from .convert.selection import Patterns
 from .convert.sites import Site, find_sites, read
 from .convert.successor import Successor, share_hooks
 from .layers.domain import DomainNorm
+from .layers.domain_whitening import DomainWhitening
 from .nesting import detached_copy
 from .population.statistics import Population, apply_
 from .routing import Domain, Route
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+KINDS = ("domain", "autodial", "transnorm", "domain_whitening")
+"""What a network's batch norms can become: names of `list_norms()`."""
+
+_STATISTICS = ("running_mean", "running_var", "running_cov", "num_batches_tracked")
 
 
 class DomainCost(NamedTuple):
@@ -41,7 +48,8 @@ class DomainCost(NamedTuple):
 class DomainModel(ConditionedModel):
     """`model(x, domain)`: any network with its batch norms as banks of K domains.
 
-    Every domain starts as the network was: with its statistics, scale and shift. A domain is one
+    Every domain starts as the network was: with its statistics, scale and shift (but TransNorm
+    doubles what comes out of each layer, and whitening mixes channels). A domain is one
     number for all samples, a tensor of one a sample (−1: unknown), weights (N, K), or None; see
     `Route` and `DomainNorm`.
 
@@ -62,19 +70,24 @@ class DomainModel(ConditionedModel):
     Args:
         model: a network with batch norms, of timm, torchvision or anybody's; a copy is converted.
         num_domains: K.
-        share_affine: one scale and shift for all domains, so that only statistics are apart.
+        kind: `domain` (`DomainNorm`), `autodial` (`AutoDIAL`), `transnorm` (`TransNorm`) or
+            `domain_whitening` (`DomainWhitening`).
+        share_affine: one scale and shift for all domains, so that only statistics are apart;
+            the other kinds than `domain` always share them.
         unseen: what a sample of unknown domain gets: `mean` or `nearest`, see `DomainNorm`. The
             first domain layer decides on the nearest, the same for all layers.
         match, include, exclude: which layers, see `convert_norm`.
         sync: measure the batches of all processes together; None: the layers that did so.
         copy: convert a copy; without it the network itself is changed.
+        options: the kind's own: `alpha` of AutoDIAL, `group_size` and `eps` of whitening.
 
     Attributes:
         model: the network, converted.
+        kind: as given.
 
     Raises:
-        InputError: no layer to convert, or one without running statistics; an option that does
-            not fit.
+        InputError: no layer to convert, or one without running statistics; an unknown kind, or an
+            option that does not fit.
 
     Example:
         >>> model = DomainModel(timm.create_model("resnet18", pretrained=True), 2)
@@ -87,6 +100,7 @@ class DomainModel(ConditionedModel):
         model: nn.Module,
         num_domains: int,
         *,
+        kind: str = "domain",
         share_affine: bool = False,
         unseen: str = "mean",
         match: str = "batch",
@@ -94,12 +108,16 @@ class DomainModel(ConditionedModel):
         exclude: Patterns = (),
         sync: bool | None = None,
         copy: bool = True,
+        **options: Any,
     ) -> None:
-        options: dict[str, Any] = {"num_domains": num_domains, "share_affine": share_affine}
-        options |= {"unseen": unseen} | ({} if sync is None else {"sync": sync})
+        if kind not in KINDS:
+            raise unknown("kind of domain model", kind, KINDS)
+        options |= {"num_domains": num_domains, "unseen": unseen}
+        options |= {"share_affine": share_affine} if kind == "domain" else {}
+        options |= {} if sync is None else {"sync": sync}
         inner = detached_copy(model) if copy else model
         chosen: Any = {"match": match, "include": include, "exclude": exclude}
-        conversion = convert_norm_(inner, "domain", **chosen, **options)
+        conversion = convert_norm_(inner, kind, **chosen, **options)
         for name, bank in _banks(inner).items():
             origin = origin_of(bank)
             if origin is not None and not origin.plain.get("track_running_stats", True):
@@ -110,6 +128,7 @@ class DomainModel(ConditionedModel):
                 )
         super().__init__(inner)
         self.num_domains = num_domains
+        self.kind = kind
 
     def forward(  # type: ignore[override] # a condition by its own name
         self, x: Tensor, domain: Domain, *args: Any, **options: Any
@@ -131,24 +150,41 @@ class DomainModel(ConditionedModel):
     def export(self, domain: int) -> nn.Module:
         """Return the network of one domain: a copy with the classes and keys of the original.
 
-        Its logits are those of `model(x, domain)` to the bit.
+        Its logits are those of `model(x, domain)` to the bit. The statistics of AutoDIAL are
+        mixed and the gains of TransNorm are in the scales and shifts. Whitening has no class in
+        torch: its layers come out as our `CholeskyNorm`, which `steps` makes of the original's.
 
         Raises:
-            InputError: the domain is out of range.
+            InputError: the domain is out of range, or a TransNorm has no scale for its gain.
         """
-        plain = detached_copy(self.model)
-        sites = [site for site in find_sites(plain) if isinstance(site.module, DomainNorm)]
-        place_(plain, [(site, _original(site, domain)) for site in sites])
-        refuse_fusing_(plain)
-        return plain
+        return self._plain(domain, settled=True)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return what makes the network that was given one of `export`'s shape, as JSON values.
+
+        None where the classes are the original's; for whitening, the `steps` of the builder
+        `converted`, with which `save_model` stores it.
+        """
+        banks: dict[tuple[int, float], list[str]] = {}
+        for name, bank in self.banks().items():
+            if isinstance(bank, DomainWhitening):
+                banks.setdefault((bank.group_size, bank.eps), []).append(name)
+        return [
+            {"to": "cholesky", "layers": names, "options": {"group_size": size, "eps": eps}}
+            for (size, eps), names in banks.items()
+        ]
 
     def population(self, domain: int) -> Population:
         """Return the statistics of one domain as a value that fits the network it exports.
 
+        Those that were measured: of AutoDIAL before they are mixed, of whitening before the
+        identity takes its share. In the exported network they already are.
+
         Raises:
             InputError: the domain is out of range.
         """
-        return Population.of(self.export(domain))
+        own = Population.of(self._plain(domain, settled=False))
+        return dataclasses.replace(Population.of(self.export(domain)), layers=own.layers)
 
     def parameters_of(self, domain: int) -> dict[str, Tensor]:
         """Return the scales and shifts that one domain has for itself; none where they are shared.
@@ -188,19 +224,23 @@ class DomainModel(ConditionedModel):
             domain: its number.
             source: a network as `export` returns it, a state dict of one, what `state_of`
                 returned, or a population, which changes the statistics alone; layers that it
-                names in `unreached` stay. Scales and shifts that all domains share stay.
+                names in `unreached` stay. Scales and shifts that all domains share stay. An
+                exported network of AutoDIAL or whitening has statistics that are not the
+                domain's own, and is refused.
             strict: refuse a population that was not measured with the weights of `export(domain)`,
                 or lacks a layer; see `apply_`.
 
         Raises:
             InputError: the domain is out of range, a layer's values are missing or of another
-                shape, or the population belongs to other weights; nothing has changed then.
+                shape, the population belongs to other weights, or a network cannot be taken;
+                nothing has changed then.
         """
         if isinstance(source, Population):
-            measured = source
-            source = self.export(domain)
-            apply_(source, measured, strict=strict)
-        values = source.state_dict() if isinstance(source, nn.Module) else source
+            values = self._with(domain, source, strict)
+        else:
+            values = source.state_dict() if isinstance(source, nn.Module) else dict(source)
+            if self.kind in ("autodial", "domain_whitening"):
+                self._refuse_network(domain, values)
         wanted = self.state_of(domain)
         for name, row in wanted.items():
             if name not in values or values[name].shape != row.shape:
@@ -216,7 +256,8 @@ class DomainModel(ConditionedModel):
         The banks get new, larger parameters: an optimizer made before knows only the old ones.
 
         Raises:
-            InputError: the domain to start from is out of range.
+            InputError: the domain to start from is out of range; or the kind is AutoDIAL or
+                TransNorm, whose other domains would change by one more.
         """
         for bank in self.banks().values():
             bank.grow(from_domain)
@@ -231,19 +272,44 @@ class DomainModel(ConditionedModel):
         shared = everything - parameters * self.num_domains
         return DomainCost(parameters, sum(own.values()) - parameters, shared)
 
+    def _plain(self, domain: int, settled: bool) -> nn.Module:
+        """The network of one domain, with what it is normalized with or with what it holds."""
+        plain = detached_copy(self.model)
+        sites = [site for site in find_sites(plain) if isinstance(site.module, DomainNorm)]
+        place_(plain, [(site, _original(site, domain, settled)) for site in sites])
+        refuse_fusing_(plain)
+        return plain
+
+    def _with(self, domain: int, population: Population, strict: bool) -> dict[str, Tensor]:
+        """The state dict of one domain's own network with a population in it."""
+        apply_(self.export(domain), population, strict=strict)  # tells what does not fit
+        own = self._plain(domain, settled=False)
+        apply_(own, population, strict=False)
+        return own.state_dict()
+
+    def _refuse_network(self, domain: int, values: Mapping[str, Tensor]) -> None:
+        more = [name for name in values if name not in self.state_of(domain)]
+        if more:
+            raise InputError(
+                f"a domain of kind '{self.kind}' takes what state_of returned, or a population, "
+                f"and no network, whose statistics are not the domain's own ('{more[0]}')"
+            )
+
 
 def _banks(model: nn.Module) -> dict[str, DomainNorm]:
     return {name: each for name, each in model.named_modules() if isinstance(each, DomainNorm)}
 
 
-def _original(site: Site, domain: int) -> Successor:
-    """One domain of a bank as the layer that stood there."""
+def _original(site: Site, domain: int, settled: bool) -> Successor:
+    """One domain of a bank as the layer that stood there, or as ours where torch has none."""
     bank: Any = site.module
-    branch = bank.branch(domain)
+    branch = bank.branch(domain, settled=settled)
     for name, child in bank.named_children():
         branch.add_module(name, child)  # what the original kept beside
     set_origin(branch, origin_of(bank))
     share_hooks(bank, branch)
+    if isinstance(bank, DomainWhitening):
+        return Successor(branch)
     own: Any = read(branch)
     own.names = site.names
     return restore_original(own)

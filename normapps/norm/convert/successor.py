@@ -161,11 +161,8 @@ def _take_buffers(site: Site, made: Successor, init: str) -> None:
         return
     found = {"running_mean": mean, "running_var": var, "running_cov": cov}
     if cov is not None and var is None:
-        found["running_var"] = cov.diagonal(dim1=-2, dim2=-1).flatten().clone()
-    if not _fits(buffers.get("running_cov"), cov):
-        found.pop("running_cov")
-    if _fits(buffers.get("running_cov"), cov):
-        found.pop("running_var")
+        found["running_var"] = cov.diagonal(dim1=-2, dim2=-1).flatten(-2).clone()
+    found.pop("running_var" if _fits_rows(buffers.get("running_cov"), cov) else "running_cov")
     whitens = cov is not None or buffers.get("running_cov") is not None
     for name, old in found.items():
         new = buffers.get(name)
@@ -189,6 +186,11 @@ def _take_counter(site: Site, made: Successor) -> None:
 
 def _fits(new: Tensor | None, old: Tensor | None) -> bool:
     return new is not None and old is not None and new.shape == old.shape
+
+
+def _fits_rows(new: Tensor | None, old: Tensor | None) -> bool:
+    """Whether a value fits, or fits every row of a bank."""
+    return new is not None and old is not None and old.shape in (new.shape, new.shape[1:])
 
 
 @torch.no_grad()

@@ -25,6 +25,9 @@ NEEDED: dict[str, dict[str, Any]] = {
     "spatial": {"condition_channels": 2},
     "adalin": {"latent_features": 5},
     "domain": {"num_domains": 8},
+    "autodial": {"num_domains": 8},
+    "transnorm": {"num_domains": 8},
+    "domain_whitening": {"num_domains": 8},
 }
 """Eight classes and domains, as many as channels: a bank must not be taken for a matrix."""
 

@@ -23,6 +23,7 @@ SHAPES = {"1d": (4, C, 9), "2d": (4, C, 5, 6), "3d": (4, C, 2, 3, 4), "tokens": 
 NEEDED = {"conditional": "num_classes", "conditional_coloring": "num_classes"}
 NEEDED |= {"self_modulated": "latent_features", "adalin": "latent_features"}
 NEEDED |= {"spatial": "condition_channels", "domain": "num_domains"}
+NEEDED |= dict.fromkeys(("autodial", "transnorm", "domain_whitening"), "num_domains")
 
 ALWAYS_OURS: list[tuple[str, str, str]] = [
     ("batch", "1d", "BatchNorm1d"),

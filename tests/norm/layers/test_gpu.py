@@ -21,6 +21,9 @@ NEEDED = {
     "spatial": {"condition_channels": 2},
     "adalin": {"latent_features": 5},
     "domain": {"num_domains": 2},
+    "autodial": {"num_domains": 2},
+    "transnorm": {"num_domains": 2},
+    "domain_whitening": {"num_domains": 2},
 }
 
 
@@ -32,7 +35,10 @@ def _condition(name: str, x: Tensor) -> object:
         "conditional": torch.arange(n, device=x.device) % 4,
         "adaptive": Moments.of(x.float().flip(0) * 2),
         "spatial": torch.randn(n, 2, 4, 4, generator=generator).to(x.device),
-        "domain": torch.arange(n, device=x.device) % 2,
+        **dict.fromkeys(
+            ("domain", "autodial", "transnorm", "domain_whitening"),
+            torch.arange(n, device=x.device) % 2,
+        ),
     }
     return made.get(name, latent)
 
