@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from . import adapt_populations, adapt_run
+
 app = typer.Typer(
     no_args_is_help=True, help="Adapt a model to a new domain by its norm layers, and judge it."
 )
+app.command("run")(adapt_run.run)
+app.command("undo")(adapt_run.undo)
+app.command("mix")(adapt_populations.mix)
+app.command("merge")(adapt_populations.merge)

@@ -71,6 +71,7 @@ def save_model(
     preprocessing: Mapping[str, Any] | None = None,
     history: Sequence[Any] = (),
     overwrite: bool = False,
+    complete: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a model folder and return its path; either all of it appears or nothing changes.
 
@@ -80,6 +81,8 @@ def save_model(
         builder: a name in `BUILDERS`; the builder called with `arguments` (JSON values) gives a
             network of the same parameters and buffers.
         history: JSON values, oldest first.
+        complete: called with the folder, still under another name, to check it and to add or
+            remove files; what it raises leaves nothing behind.
 
     Raises:
         InputError: the folder exists and may not be overwritten, is not a model folder, cannot
@@ -89,11 +92,13 @@ def save_model(
     _resolve(builder)
     check_target(target, overwrite)
     with _replaced(target) as temporary:
-        _write_weights(temporary / WEIGHTS, model)
+        write_weights(temporary / WEIGHTS, model)
         hashes = {WEIGHTS: sha256(temporary / WEIGHTS)}
         manifest = Manifest(builder, arguments, hashes, preprocessing or {}, list(history))
         values = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(manifest)
         write_text(temporary / MANIFEST, json.dumps(values, indent=2) + "\n")
+        if complete is not None:
+            complete(temporary)
     return target
 
 
@@ -261,7 +266,8 @@ def _build(manifest: Manifest, path: Path) -> nn.Module:
         raise InputError(f"{path}: {error}{upgrade}") from error
 
 
-def _write_weights(path: Path, model: nn.Module) -> None:
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's state dict as the `WEIGHTS` of a folder: one state, always the same bytes."""
     from safetensors.torch import save_file
 
     # cloned, because safetensors refuses tensors that share their memory

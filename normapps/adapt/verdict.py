@@ -1,0 +1,125 @@
+"""Whether to use an adapted model: a function of numbers, so that every branch can be tested."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from ..measure.agreement import Agreement
+from ..measure.interval import Estimate
+from ..measure.report import NOT_RECOMMENDED, RECOMMENDED, UNDECIDED, Verdict
+
+CLOSE, FAR = 0.1, 0.5
+"""Nats of the median layer: what is closer needs no adaptation, what is farther does."""
+
+CHANCE = 3.0
+"""A distance counts from so many times that between two halves of the pictures."""
+
+FEWEST = 16
+"""Pictures below which nothing is said without labels."""
+
+KEPT = 0.9
+"""Share of the diversity of the answers that a good adaptation keeps at least."""
+
+COLLAPSE = 0.5
+"""What is left of the diversity of the answers when they have collapsed."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of an adaptation.
+
+    Attributes:
+        agreement: the answers before and after on the same pictures.
+        shift: of each layer, the distance of the pictures' statistics from the model's own before,
+            in nats; empty where it keeps none.
+        chance: the same between two halves of the pictures; empty where there were too few.
+        is_random: the model has random weights.
+        accuracy: before and after, where there are labels.
+        difference: of the two on the same pictures.
+        online: accuracy of the answers that were given while adapting.
+    """
+
+    agreement: Agreement
+    shift: tuple[float, ...] = ()
+    chance: tuple[float, ...] = ()
+    is_random: bool = False
+    accuracy: tuple[Estimate, Estimate] | None = None
+    difference: Estimate | None = None
+    online: Estimate | None = None
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Say whether to use the adapted model, and why.
+
+    With labels the paired difference decides alone: recommended if its interval is above 0, not
+    recommended if below, else undecided. Without them: see this module's text.
+    """
+    after = evidence.agreement.after
+    if evidence.is_random:
+        return Verdict(
+            NOT_RECOMMENDED,
+            "The model has random weights, which no statistics can mend: load a checkpoint first.",
+        )
+    if not math.isfinite(after.confidence):
+        return Verdict(NOT_RECOMMENDED, "The adapted model's outputs are not finite.")
+    if evidence.difference is not None:
+        return _by_labels(evidence.difference)
+    return _without_labels(evidence)
+
+
+def _by_labels(difference: Estimate) -> Verdict:
+    low, mean, high = (100 * each for each in (difference.low, difference.mean, difference.high))
+    found = f"accuracy changes by {mean:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
+    pictures = f"on {difference.count} labelled pictures"
+    if difference.low > 0:
+        return Verdict(RECOMMENDED, f"The {found} {pictures}.")
+    if difference.high < 0:
+        return Verdict(NOT_RECOMMENDED, f"The {found} {pictures}.")
+    return Verdict(UNDECIDED, f"The {found} {pictures}, which may be chance.")
+
+
+def _without_labels(evidence: Evidence) -> Verdict:
+    agreement = evidence.agreement
+    before, after = agreement.before, agreement.after
+    if agreement.count < FEWEST:
+        return Verdict(
+            UNDECIDED,
+            f"{agreement.count} pictures without labels tell too little: give {FEWEST} or more.",
+        )
+    if after.diversity < COLLAPSE * before.diversity:
+        return Verdict(
+            NOT_RECOMMENDED,
+            f"The answers collapse: {after.largest_share:.0%} of the pictures get one class, and"
+            f" their diversity falls from {before.diversity:.2f} to {after.diversity:.2f} nats.",
+        )
+    if not evidence.shift or not evidence.chance:
+        return Verdict(
+            UNDECIDED,
+            "There are neither labels nor running statistics to judge by; label some pictures.",
+        )
+    return _by_distance(evidence)
+
+
+def _by_distance(evidence: Evidence) -> Verdict:
+    shift, chance = median(evidence.shift), median(evidence.chance)
+    before, after = evidence.agreement.before, evidence.agreement.after
+    found = (
+        f"without labels: the pictures' statistics are {shift:.2g} nats from the model's own in the"
+        f" median layer ({chance:.2g} between halves of the pictures), and the mean confidence goes"
+        f" from {before.confidence:.2f} to {after.confidence:.2f}"
+    )
+    if shift < max(CLOSE, CHANCE * chance):
+        return Verdict(
+            NOT_RECOMMENDED,
+            f"The pictures are much like those that the model was trained on ({found}).",
+        )
+    kept = after.diversity > KEPT * before.diversity
+    if shift > max(FAR, CHANCE * chance) and after.confidence > before.confidence and kept:
+        return Verdict(
+            RECOMMENDED,
+            f"The pictures are far from those that the model was trained on, and the adapted model"
+            f" is surer of its answers, which stay diverse ({found}).",
+        )
+    return Verdict(UNDECIDED, f"Label some pictures to find out ({found}).")
