@@ -1,0 +1,151 @@
+"""What a step trains on: a batch of each domain, the same whenever the step comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...data.augment import augment
+from ...data.pool import Pool
+from ...engine.distributed import World
+from ...engine.loop import step_seed
+from ...errors import InputError
+from .options import RecipeOptions
+
+Normalize = Callable[[Tensor], Tensor]
+"""(n, C, H, W) uint8 to the network's floats, such as `Preprocessing.normalize`."""
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """One step's pictures, normalized: (n, C, H, W) of each domain.
+
+    Attributes:
+        sources: of each source.
+        labels: (n,) int64 class indices of each source.
+        targets: of each target.
+        again: the same pictures of each target, augmented differently; () unless asked for.
+    """
+
+    sources: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...] = ()
+    again: tuple[Tensor, ...] = ()
+
+
+class Order:
+    """Which pictures of a set a step takes: one random order after the other, without a gap.
+
+    Args:
+        length: pictures in the set.
+        batch_size: pictures a step and process.
+        seed: of the orders.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.length, self.batch_size, self._seed = length, batch_size, seed
+        self._known: dict[int, Tensor] = {}
+
+    def rows(self, step: int, here: World) -> Tensor:
+        """Return the positions (batch_size,) of a step in this process."""
+        first = (step * here.size + here.rank) * self.batch_size
+        places = torch.arange(first, first + self.batch_size)
+        rounds = places // self.length
+        parts = [self._order(int(turn))[places[rounds == turn] % self.length] for turn in
+                 range(int(rounds[0]), int(rounds[-1]) + 1)]  # fmt: skip
+        return torch.cat(parts)
+
+    def _order(self, turn: int) -> Tensor:
+        if turn not in self._known:
+            generator = torch.Generator().manual_seed(step_seed(self._seed, turn))
+            kept = {turn - 1: self._known[turn - 1]} if turn - 1 in self._known else {}
+            self._known = {**kept, turn: torch.randperm(self.length, generator=generator)}
+        return self._known[turn]
+
+
+class Feed:
+    """The batches of a run.
+
+    Args:
+        sources: labelled pictures, class indices as the network's outputs.
+        targets: pictures; their labels are not looked at.
+        options: batch size, augmentation, seed.
+        normalize: from bytes to the network's input.
+        views: how differently augmented versions of a target's batch there are, 1 or 2.
+        here: this process among all.
+        device: where the batches are made.
+
+    Raises:
+        InputError: a source without labels, or pictures of different sizes.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Pool],
+        targets: Sequence[Pool],
+        options: RecipeOptions,
+        normalize: Normalize,
+        *,
+        views: int = 1,
+        here: World | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        _check(sources, targets)
+        self.sources, self.targets = tuple(sources), tuple(targets)
+        self.options, self.views = options, views
+        self._normalize, self._here = normalize, here or World()
+        self._device = device or torch.device("cpu")
+        self._orders = [
+            Order(len(pool), options.batch_size, step_seed(options.seed, number, 1))
+            for number, pool in enumerate((*sources, *targets))
+        ]
+
+    def batch(self, step: int) -> JointBatch:
+        """Return the batch of a step."""
+        seed = step_seed(self.options.seed, step, self._here.rank)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = [
+            pool.batch(order.rows(step, self._here))
+            for pool, order in zip((*self.sources, *self.targets), self._orders, strict=True)
+        ]
+        split = len(self.sources)
+        images = [found for found, _ in chosen]
+        labels = tuple(each.to(self._device) for _, each in chosen[:split] if each is not None)
+        first = [self._augmented(each, generator) for each in images]
+        again = [self._augmented(each, generator) for each in images[split:]]
+        return JointBatch(
+            tuple(first[:split]),
+            labels,
+            tuple(first[split:]),
+            tuple(again) if self.views > 1 else (),
+        )
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = self.options
+        changed = augment(
+            images.to(self._device),
+            generator,
+            crop=chosen.crop,
+            shift=chosen.shift,
+            flip=chosen.flip,
+            jitter=chosen.jitter,
+        )
+        return self._normalize(changed)
+
+
+def _check(sources: Sequence[Pool], targets: Sequence[Pool]) -> None:
+    if not sources:
+        raise InputError("no source; training needs labelled pictures")
+    for number, pool in enumerate(sources):
+        if pool.labels is None:
+            raise InputError(
+                f"source {number} has no labels; put its pictures into a folder a class"
+            )
+    shapes = {tuple(pool.images.shape[1:]) for pool in (*sources, *targets)}
+    if len(shapes) > 1:
+        raise InputError(
+            f"pictures of {' and '.join(map(str, sorted(shapes)))}: bring all to one shape"
+        )
