@@ -2,14 +2,15 @@
 
 The shape of TENT's published code (`configure_model`, `collect_params`, a class around model and
 optimizer), without its traps: running statistics stay in the state dict, `eval()` on the wrapper
-changes nothing, dropout is off, and a reset brings everything back.
+changes nothing, dropout is off, a reset brings everything back, and a batch that cannot be used
+changes nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -17,19 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...errors import InputError, unknown
-from ...norm.convert.converter import convert_norm, convert_norm_
-from ...norm.convert.selection import Patterns, select
-from ...norm.convert.sites import Site, find_sites
+from ...errors import InputError
+from ...norm.convert.converter import convert_norm
 from ...norm.layers.streaming import StreamingNorm
 from ...norm.nesting import detached_copy
 from ..outputs import logits_of
+from .configuration import collect_params, configure_model, streaming_layers
 
-TRAINED = ("affine", "all", "none")
+__all__ = ["Online", "collect_params", "configure_model", "plain_copy", "streaming_layers"]
 
 
 class Online(nn.Module):
     """A test-time method: `online(x)` adapts to a batch and returns its logits.
+
+    A batch that is refused (an `InputError`) leaves the statistics as they were, and with one
+    step a batch the parameters too, so that the stream can go on with the next one.
 
     Args:
         model: as `configure_model` returns it; adapting changes it.
@@ -62,6 +65,7 @@ class Online(nn.Module):
         self.steps, self.episodic = steps, episodic
         self.facts = {}
         self._first: dict[str, Any] | None = None
+        self._layers: tuple[tuple[StreamingNorm, ...], ...] | None = None
 
     def step(self, x: Tensor) -> Tensor:
         """Adapt once to a batch (N, ...) and return its logits (N, C)."""
@@ -74,52 +78,104 @@ class Online(nn.Module):
         `torch.inference_mode` too.
 
         Raises:
-            InputError: a batch smaller than the method can use; it names another method.
+            InputError: a batch smaller than the method can use, and it names another method; a
+                batch, or what the network makes of it, that is not finite.
         """
         return self.adapt(x)
 
     def adapt(self, x: Tensor) -> Tensor:
         """Do what `forward` does, under the name that says it."""
-        self.check_batch(x)
-        if self._first is None:
-            self._first = copy.deepcopy(self.state_dict())
-        if self.episodic:
-            self.reset()
         with torch.inference_mode(False), torch.set_grad_enabled(self.needs_gradient):
+            self.check_batch(x)
+            self._remember()
+            if self.episodic:
+                self.reset()
             x = x.clone() if x.is_inference() else x
-            logits = self.step(x)
-            with self.uncounted():
-                for _ in range(self.steps - 1):
-                    logits = self.step(x)
+            with self._undone_on_error():
+                logits = self.step(x)
+                if self.steps > 1:
+                    with self.uncounted():
+                        for _ in range(self.steps - 1):
+                            logits = self.step(x)
         return logits.detach()
 
     def logits(self, x: Tensor) -> Tensor:
-        """Run the model, as it is, on a batch (N, ...)."""
-        for layer in streaming_layers(self.model).values():
+        """Run the model, as it is, on a batch (N, ...).
+
+        Raises:
+            InputError: the logits hold NaN or +inf.
+        """
+        for layer in self._streaming()[0]:
             layer.batch_samples = len(x)
-        return logits_of(self.model(x))
+        logits = logits_of(self.model(x))
+        if not bool((logits.detach() < math.inf).all()):  # −inf rules a class out
+            raise InputError(
+                f"{type(self.model).__name__} makes NaN or infinite logits of a finite batch:"
+                f" weights or statistics that are not finite, or too much for {logits.dtype};"
+                " check the checkpoint, or take float32"
+            )
+        return logits
+
+    def descend(self, loss: Tensor) -> None:
+        """Take one step of the optimizer down a loss.
+
+        Raises:
+            InputError: no optimizer, or a gradient that is not finite; no parameter has changed.
+        """
+        self.differentiate(loss)
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def differentiate(self, loss: Tensor) -> Tensor:
+        """Put a loss's gradient where the optimizer reads it; return its norm, no axes.
+
+        Raises:
+            InputError: no optimizer, or a gradient that is not finite; it is taken away again.
+        """
+        if self.optimizer is None:
+            raise InputError(f"{type(self).__name__} needs an optimizer of what adapts, not None")
+        self.optimizer.zero_grad()
+        loss.backward()
+        rows = [group["params"] for group in self.optimizer.param_groups]
+        grads = [each.grad for row in rows for each in row if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not bool(norm.isfinite()):
+            self.optimizer.zero_grad()
+            raise InputError(
+                f"{type(self).__name__}: the gradient of this batch is not finite; nothing was"
+                " adapted to it: leave it out, or take float32"
+            )
+        return norm
 
     def check_batch(self, x: Tensor) -> None:
         """Check that a batch is large enough, and finite: one NaN would spoil all that is kept.
 
+        A batch norm that has nothing but the batch needs two inputs; of one it would make the
+        same picture whatever its contrast.
+
         Raises:
             InputError: it is not; nothing has changed.
         """
-        if not bool(torch.isfinite(x).all()):
+        alone = any(each.measures_alone and not each.frozen for each in self._streaming()[0])
+        least = max(self.least_batch, 2 if alone else 1)
+        if len(x) < least:
+            raise InputError(
+                f"{type(self).__name__} got a batch of {len(x)}, needs {least}: give larger"
+                " batches, mix the source in (tent, eata and sar take prior=16), or take a method"
+                " that keeps statistics of its own (prior, rotta)"
+            )
+        if not _is_finite(x):
             raise InputError(
                 f"a batch {tuple(x.shape)} holds NaN or infinite values: leave it out; the network"
                 " was not adapted to it"
-            )
-        if len(x) < self.least_batch:
-            raise InputError(
-                f"{type(self).__name__} got a batch of {len(x)}, needs {self.least_batch}: give"
-                " larger batches, or take a method that keeps statistics of its own (prior, rotta)"
             )
 
     def reset(self) -> None:
         """Bring back the whole state that was there before the first batch."""
         if self._first is not None:
-            self.load_state_dict(self._first)
+            with torch.inference_mode(False):
+                super().load_state_dict(self._first, strict=False)
             self.facts = {}
 
     def export(self) -> nn.Module:
@@ -142,7 +198,7 @@ class Online(nn.Module):
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Show batches once more: the layers do not count them as a part of the stream."""
-        layers = list(streaming_layers(self).values())
+        layers = self._streaming()[1]
         before = [layer.follows for layer in layers]
         for layer in layers:
             layer.follows = False
@@ -159,9 +215,7 @@ class Online(nn.Module):
         return {"stream": stream, "optimizer": optimizer, "own": self.own_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_extra_state` returned, in copies; a reset still goes to the start."""
-        if self._first is None:  # torch comes here before it loads the submodules
-            self._first = copy.deepcopy(self.state_dict())
+        """Take over what `get_extra_state` returned, in copies."""
         state = copy.deepcopy(state)
         for name, layer in streaming_layers(self).items():
             layer.load_stream_state(state["stream"][name])
@@ -169,55 +223,47 @@ class Online(nn.Module):
             self.optimizer.load_state_dict(state["optimizer"])
         self.load_own_state(state["own"])
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Go on where another one was; a reset still goes to where this one began."""
+        self._remember()
+        return super().load_state_dict(state_dict, strict, assign)
+
     def train(self, mode: bool = True) -> Self:
         """Set the wrapper's flag alone: which layers measure, `configure_model` has decided."""
         self.training = mode
         return self
 
+    def _streaming(self) -> tuple[tuple[StreamingNorm, ...], ...]:
+        """The streaming layers of the model, and all that there are."""
+        if self._layers is None:  # a walk through all modules: once, not for each batch
+            parts = (self.model, self)
+            self._layers = tuple(tuple(streaming_layers(part).values()) for part in parts)
+        return self._layers
 
-def configure_model(
-    model: nn.Module,
-    *,
-    rule: str = "batch",
-    prior: float = 16.0,
-    momentum: float = 0.1,
-    train: str = "affine",
-    include: Patterns = (),
-    exclude: Patterns = (),
-) -> nn.Module:
-    """Prepare a network for a test-time method, in place, and return it.
+    def _remember(self) -> None:
+        """Keep the state as it is at first, but for the model's parameters that never change."""
+        if self._first is not None:
+            return
+        named = self.model.named_parameters(remove_duplicate=False)
+        fixed = {f"model.{name}" for name, each in named if not each.requires_grad}
+        state = {name: each for name, each in self.state_dict().items() if name not in fixed}
+        with torch.inference_mode(False):
+            self._first = copy.deepcopy(state)
 
-    Its batch norms become `StreamingNorm` layers; frozen ones too. Everything else is in inference
-    mode, so dropout is off (TENT's code leaves it on). Norm layers without population (layer,
-    group, instance, rms) stay and can adapt by their scales and shifts.
-
-    Args:
-        model: any network of torch's, timm's, torchvision's or our norm layers.
-        rule, prior, momentum: how the batch norms follow the stream, see `StreamingNorm`; with an
-            infinite prior they keep to the source.
-        train: what requires a gradient: the norm layers' `affine` parameters, `all`, or `none`.
-        include, exclude: shell patterns of names of norm layers; the others stay the source's.
-
-    Raises:
-        InputError: no norm layer, or none is chosen; an unknown option; a layer that cannot be
-            read.
-    """
-    if train not in TRAINED:
-        raise unknown("train", train, TRAINED)
-    sites = _chosen(model, include, exclude)
-    names = [site.name for site in sites if "batch" in site.kinds]
-    if names:
-        options: dict[str, Any] = {"rule": rule, "prior": prior, "momentum": momentum}
-        if prior == math.inf and rule in ("prior", "cumulative"):
-            options = {"rule": "source"}
-        convert_norm_(model, "streaming", include=names, **options)
-    model.eval().requires_grad_(train == "all")
-    for layer in streaming_layers(model).values():
-        layer.training, layer.was_frozen, layer.frozen = True, layer.frozen, False
-    if train == "affine":
-        for parameter in _affine(_chosen(model, include, exclude)).values():
-            parameter.requires_grad_(True)
-    return model
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Give the layers back the statistics that they had if an error comes up."""
+        kept = [[(each, each.clone()) for each in _moving(one)] for one in self._streaming()[1]]
+        try:
+            yield
+        except Exception:
+            with torch.no_grad():
+                for pairs in kept:
+                    for tensor, before in pairs:
+                        tensor.copy_(before)
+            raise
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -233,30 +279,13 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return plain.eval().requires_grad_(True)
 
 
-def collect_params(model: nn.Module) -> tuple[list[nn.Parameter], list[str]]:
-    """Return the norm layers' scales and shifts that require a gradient, and their names."""
-    found = {name: each for name, each in _affine(find_sites(model)).items() if each.requires_grad}
-    return list(found.values()), list(found)
+def _moving(layer: StreamingNorm) -> list[Tensor]:
+    """The buffers that a batch changes."""
+    names = ("running_mean", "running_var", "num_batches_tracked") if layer.rule == "ema" else ()
+    own = [each for name in names if (each := getattr(layer, name)) is not None]
+    return [*own, *layer.stream_state().values()]
 
 
-def streaming_layers(model: nn.Module) -> dict[str, StreamingNorm]:
-    """Return the layers that follow the stream, by name."""
-    return {name: each for name, each in model.named_modules() if isinstance(each, StreamingNorm)}
-
-
-def _chosen(model: nn.Module, include: Patterns, exclude: Patterns) -> list[Site]:
-    sites = find_sites(model)
-    if not sites:
-        raise InputError(
-            f"{type(model).__name__} has no normalization layer to adapt; take another network"
-        )
-    return select(sites, ("all",), include, exclude)
-
-
-def _affine(sites: list[Site]) -> dict[str, nn.Parameter]:
-    found = {}
-    for site in sites:
-        for key in ("weight", "bias"):
-            if isinstance(value := site.tensor(key), nn.Parameter):
-                found[f"{site.name}.{key}"] = value
-    return found
+def _is_finite(x: Tensor) -> bool:
+    """In one pass where it is; a sum that is not may yet be one of large numbers."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())

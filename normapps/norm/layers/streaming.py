@@ -8,20 +8,21 @@ counts as N samples (Schneider et al. 2020), and running statistics that move be
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Unpack
+from collections.abc import Callable
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import InputError, unknown
 from ..distributed import gather, is_joined
-from ..moments import Moments, mix
-from ..operations import standardize
+from ..moments import Moments
 from ..partition import BATCH
-from ..recovery import affine as recover
+from ..recovery import recover, standardization
 from .base import LAYOUTS, NormLayer, Taxonomy
 from .batch import BatchNorm
 from .tracking import Tracked
+from .whitening import keep_precise
 
 RULES = ("batch", "prior", "ema", "cumulative", "source")
 
@@ -41,10 +42,11 @@ class StreamingNorm(BatchNorm):
       updated value normalizes.
     - `source`: the running moments.
 
-    Gradients flow through the batch's part. The running moments stay the source's, but for `ema`;
-    what the stream was like is kept beside, in buffers that are no keys of a state dict, until
-    `settle_` makes it the population. A stack that folds positions into the batch (timm's LeViT)
-    must be told the true number of samples by `batch_samples`.
+    One value a channel has a mean but no variance: with a source, the source's variance stays; in
+    `batch` such a batch is refused. Gradients flow through the batch's part. The running moments
+    stay the source's, but for `ema`; what the stream was like is kept beside, in buffers that are
+    no keys of a state dict, until `settle_` makes it the population. A stack that folds positions
+    into the batch (timm's LeViT) must be told the true number of samples by `batch_samples`.
 
     Args:
         num_features: channels C.
@@ -93,10 +95,7 @@ class StreamingNorm(BatchNorm):
         self.batch_samples: int | None = None
         self.follows = True
         self.was_frozen = False
-        like = torch.zeros(num_features, device=carried.get("device"))
-        for name in _SEEN:
-            rows = like if name in ("seen_mean", "seen_var") else like[:1]
-            self.register_buffer(name, rows.clone(), persistent=False)
+        self._register_seen(carried.get("device"), carried.get("dtype"))
 
     @classmethod
     def for_layout(cls, layout: str) -> type[NormLayer]:
@@ -117,43 +116,58 @@ class StreamingNorm(BatchNorm):
         fixed = self.frozen or not self.training or self.rule == "source"
         return fixed and self.running_mean is not None
 
+    @property
+    def measures_alone(self) -> bool:
+        """Whether a batch is normalized with nothing but its own moments."""
+        return self.rule == "batch" or (self.rule == "prior" and self.prior == 0)
+
+    @property
+    def least_samples(self) -> int:
+        """How many samples a channel the layer can measure; with a source, one."""
+        return 2 if self.measures_alone else 1
+
+    @property
+    def remedy(self) -> str:
+        """What helps where there are too few samples."""
+        if self.training and self.measures_alone:
+            return "give larger batches, or let the source count too (prior above 0, rule 'ema')"
+        return super().remedy
+
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""
         if self.uses_population:
             return self._by_kernel(x, self.running_mean, self.running_var, False, 0.0)
-        alone = not (self.sync and is_joined())
-        if alone and (self.rule == "batch" or (self.rule == "prior" and self.prior == 0)):
+        if self.measures_alone and not (self.sync and is_joined()):
             return self._by_batch(x)
-        chosen = self.moments(x)
-        if not torch.is_grad_enabled():
-            mean, var = chosen.mean.flatten(), chosen.var.flatten()
-            return self._by_kernel(x, mean.to(x.dtype), var.to(x.dtype), False, 0.0)
-        return recover(standardize(x, chosen, self.eps), self.weight, self.bias)
+        standard = standardization(self.moments(x), self.eps)
+        return recover(x, standard, self.weight, self.bias)
 
-    def moments(self, x: Tensor, measured: Moments | None = None) -> Moments:
+    def joined(self, measured: Moments, samples: int, x: Tensor) -> Moments:
         """Return what the rule normalizes (N, C, *S) with, and remember the batch.
 
+        Args:
+            measured: this process's moments of x.
+            samples: how many values a channel they are measured from.
+
         Raises:
-            InputError: fewer than two values a channel.
+            InputError: too few of them, in all processes alike.
         """
-        batch = Moments.of(x, BATCH) if measured is None else measured
-        samples, values = self._samples(x), x.numel() // self.num_features
+        inputs = self._inputs(x)
         if self.sync and is_joined():
-            batch = gather(batch, self.process_group)
-            values = int(batch.count[0])
-            samples = samples * values * self.num_features // max(1, x.numel())
-        self.check_samples(values, x)
+            each = samples // inputs if inputs else max(1, math.prod(x.shape[2:]))
+            measured = gather(measured, self.process_group)
+            samples = int(measured.count[0])
+            inputs = samples // each
+        self.check_samples(samples, x)
         if self.rule == "ema":
-            return self._moved(batch)
-        earlier = self._seen()
-        self._keep(batch.detach(), samples)
+            return self._moved(measured)
+        whole = self._seen()
         if self.rule == "cumulative" and self.follows:
-            batch, samples = earlier.merge(batch), int(self.seen_samples)
-        elif self.rule == "cumulative":
-            batch, samples = self._seen(), int(self.seen_samples)
-        if self.rule == "batch" or not (weights := self._weights(samples))[0]:
-            return batch
-        return mix((self.population(), _unbiased(batch)), weights)
+            whole = whole.merge(measured)
+        self._keep(measured.mean.flatten(), measured.var.flatten(), samples, inputs)
+        if self.rule == "cumulative":
+            return self._mixed(whole, self.seen_samples)
+        return measured if self.measures_alone else self._mixed(measured, inputs)
 
     def settle_(self) -> None:
         """Make what the rule would use for the whole stream the population; forget the stream.
@@ -162,10 +176,8 @@ class StreamingNorm(BatchNorm):
         them with the source's. Nothing changes in `ema`, which moved the population all along, in
         `source`, and where no batch has come.
         """
-        samples = float(self.seen_samples)
-        if samples and self.rule not in ("ema", "source") and self.running_mean is not None:
-            weights = (0.0, 1.0) if self.rule == "batch" else self._weights(samples)
-            self._write(mix((self.population(), _unbiased(self._seen())), weights))
+        if self.rule in ("batch", "prior", "cumulative") and int(self.seen_samples):
+            self._write(self._mixed(self._seen(), self.seen_samples))
         for name in _SEEN:
             getattr(self, name).zero_()
 
@@ -183,54 +195,100 @@ class StreamingNorm(BatchNorm):
         """Return what `print(layer)` shows in the brackets."""
         return f"{super().extra_repr()}, rule={self.rule}, prior={self.prior}"
 
+    def _register_seen(self, device: Any, dtype: torch.dtype | None) -> None:
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        for name in _SEEN[:2]:
+            zeros = torch.zeros(self.num_features, device=device, dtype=wide)
+            self.register_buffer(name, zeros, persistent=False)
+        for name in _SEEN[2:]:  # integers, so that no cast of the network rounds them
+            zero = torch.zeros(1, device=device, dtype=torch.long)
+            self.register_buffer(name, zero, persistent=False)
+
     def _by_batch(self, x: Tensor) -> Tensor:
         """Normalize by torch's kernel, whose update of running moments gives those of the batch."""
-        values = x.numel() // self.num_features
-        self.check_samples(values, x)
-        like = x if self.running_mean is None else self.running_mean
-        mean, var = (like.new_zeros(self.num_features) for _ in range(2))
+        samples = x.numel() // self.num_features
+        self.check_samples(samples, x)
+        if not self._remembers:
+            return self._by_kernel(x, None, None, True, 0.0)
+        if not self._kernel_is_precise(x):
+            with torch.no_grad():
+                found = Moments.of(x, BATCH)
+            self._keep(found.mean[0], found.var[0], samples, self._inputs(x))
+            return self._by_kernel(x, None, None, True, 0.0)
+        mean, var = self.seen_mean.new_zeros(2, self.num_features).unbind()
         y = self._by_kernel(x, mean, var, True, 1.0)
-        biased = var * ((values - 1) / values)
-        count = mean.new_full((1,), values)
-        self._keep(Moments(count, mean[None], biased[None], None, BATCH), self._samples(x))
+        self._keep(mean, var * ((samples - 1) / samples), samples, self._inputs(x))
         return y
 
-    def _samples(self, x: Tensor) -> int:
-        return len(x) if self.batch_samples is None else self.batch_samples
+    def _kernel_is_precise(self, x: Tensor) -> bool:
+        """Whether the kernel takes running moments of the dtype of ours, not those of a half."""
+        own = next((each for each in (self.weight, self.running_mean) if each is not None), None)
+        return (x if own is None else own).dtype == self.seen_mean.dtype
 
-    def _weights(self, samples: float) -> tuple[float, float]:
-        return self.prior / (self.prior + samples), samples / (self.prior + samples)
+    @property
+    def _remembers(self) -> bool:
+        return self.follows and self.training
+
+    def _inputs(self, x: Tensor) -> int:
+        return len(x) if self.batch_samples is None else self.batch_samples
 
     def _seen(self) -> Moments:
         mean, var = self.seen_mean[None], self.seen_var[None]
-        return Moments(self.seen_count, mean, var, None, BATCH)
+        return Moments(self.seen_count.to(mean), mean, var, None, BATCH)
 
     @torch.no_grad()
-    def _keep(self, batch: Moments, samples: int) -> None:
-        if not self.follows:
+    def _keep(self, mean: Tensor, var: Tensor, count: int, inputs: int) -> None:
+        """Merge a batch's (C,) moments into the stream's, as `Moments.merge` does, in few steps."""
+        if not self._remembers:
             return
-        whole = self._seen().merge(batch.to(self.seen_mean))
-        self.seen_mean.copy_(whole.mean.flatten())
-        self.seen_var.copy_(whole.var.flatten())
-        self.seen_count.copy_(whole.count)
-        self.seen_samples.add_(samples)
+        self.seen_count.add_(count)
+        self.seen_samples.add_(inputs)
+        share = (count / self.seen_count).to(self.seen_mean)
+        shift = mean - self.seen_mean
+        self.seen_mean.addcmul_(shift, share)
+        self.seen_var.lerp_(var.to(self.seen_var), share)
+        self.seen_var.addcmul_(shift.square(), share - share.square())
+
+    def _mixed(self, stream: Moments, inputs: int | Tensor) -> Moments:
+        """Mix the source with the stream's part, n of the rule; linearly, as the paper does."""
+        if self.running_mean is None:
+            return _unbiased(stream)
+        own = self.population().to(stream.mean)
+        total = self.prior + inputs if self.rule != "batch" else inputs
+        share = inputs / total
+        if isinstance(share, Tensor):
+            share = share.to(own.mean)
+        mean = own.mean.lerp(stream.mean, share)
+        return self._measured(stream, own, mean, own.var.lerp(_unbiased(stream).var, share))
 
     def _moved(self, batch: Moments) -> Moments:
-        own = self.population()
-        if not self.follows:
+        own = self.population().to(batch.mean)
+        if not self._remembers:
             return own
         share = self.next_share(own.mean)
-        mean = own.mean.lerp(batch.mean, share)
-        var = own.var.lerp(batch.var, share)
-        moved = Moments(own.count, mean, var, None, BATCH)
+        mean, var = own.mean.lerp(batch.mean, share), own.var.lerp(batch.var, share)
+        moved = self._measured(batch, own, mean, var)
         self._write(moved)
         return moved
+
+    def _measured(self, part: Moments, own: Moments, mean: Tensor, var: Tensor) -> Moments:
+        """One value has no variance: where there is no more, the source's stays."""
+        var = torch.where(part.count[:, None] > 1, var, own.var)
+        return Moments(part.count, mean, var, None, BATCH)
 
     @torch.no_grad()
     def _write(self, moments: Moments) -> None:
         if self.running_mean is not None and self.running_var is not None:
             self.running_mean.copy_(moments.mean.flatten())
             self.running_var.copy_(moments.var.flatten())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingNorm:
+        """Follow a cast, but keep the stream's moments in float32 or better."""
+        before = {name: self._buffers[name] for name in _SEEN[:2]}
+        parent: Any = super()
+        parent._apply(fn, recurse)
+        keep_precise(self, before)
+        return self
 
 
 class StreamingNorm1d(StreamingNorm, nn.BatchNorm1d):
