@@ -137,8 +137,7 @@ class Online(nn.Module):
             raise InputError(f"{type(self).__name__} needs an optimizer of what adapts, not None")
         self.optimizer.zero_grad()
         loss.backward()
-        rows = [group["params"] for group in self.optimizer.param_groups]
-        grads = [each.grad for row in rows for each in row if each.grad is not None]
+        grads = [each.grad for each in self.trained() if each.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if not bool(norm.isfinite()):
             self.optimizer.zero_grad()
@@ -147,6 +146,11 @@ class Online(nn.Module):
                 " adapted to it: leave it out, or take float32"
             )
         return norm
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimizer moves."""
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        return [each for group in groups for each in group["params"]]
 
     def check_batch(self, x: Tensor) -> None:
         """Check that a batch is large enough, and finite: one NaN would spoil all that is kept.
