@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import adapt_populations, adapt_run
+from . import adapt_evaluate, adapt_populations, adapt_run, adapt_train
 
 app = typer.Typer(
     no_args_is_help=True, help="Adapt a model to a new domain by its norm layers, and judge it."
@@ -13,3 +13,5 @@ app.command("run")(adapt_run.run)
 app.command("undo")(adapt_run.undo)
 app.command("mix")(adapt_populations.mix)
 app.command("merge")(adapt_populations.merge)
+app.command("train")(adapt_train.train)
+app.command("evaluate")(adapt_evaluate.evaluate)
