@@ -27,6 +27,7 @@ class SmallCnn(nn.Module):
     Attributes:
         pretrained_cfg: what preprocessing it expects, as timm's networks tell it: values in
             [0, 1] scaled to [−1, 1], the whole picture.
+        feature_info: its stages, as timm's networks tell them.
 
     Raises:
         InputError: a number below 1, or a size below 8.
@@ -46,6 +47,11 @@ class SmallCnn(nn.Module):
             "crop_pct": 1.0,
             "interpolation": "bilinear",
         }
+        self.feature_info = [
+            {"num_chs": width, "reduction": 1, "module": "features.0"},
+            {"num_chs": 2 * width, "reduction": 2, "module": "features.3"},
+            {"num_chs": 4 * width, "reduction": 4, "module": "features.6"},
+        ]
         self.features = nn.Sequential(
             _block(channels, width),
             nn.MaxPool2d(2),

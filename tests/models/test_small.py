@@ -73,3 +73,18 @@ def test_it_learns_digits() -> None:
     with torch.no_grad():
         correct = model.eval()(images[1200:]).argmax(1) == labels[1200:]
     assert correct.float().mean() > 0.85
+
+
+def test_its_stages_have_the_channels_and_sizes_that_it_tells() -> None:
+    model = small_cnn(width=4)
+    x = torch.zeros(2, 3, 16, 16)
+    seen = {}
+    for each in model.feature_info:
+        stage = model.get_submodule(str(each["module"]))
+        stage.register_forward_hook(lambda m, _, y, name=each["module"]: seen.update({name: y}))
+    model(x)
+    told = {
+        each["module"]: (each["num_chs"], 16 // int(each["reduction"]))
+        for each in model.feature_info
+    }
+    assert {name: (y.shape[1], y.shape[2]) for name, y in seen.items()} == told

@@ -101,8 +101,11 @@ def with_classes(opened: OpenedModel, count: int, seed: int) -> tuple[OpenedMode
         ) from error
     own, state = opened.model.state_dict(), model.state_dict()
     fresh = tuple(key for key in state if key not in own or own[key].shape != state[key].shape)
-    model.load_state_dict({key: own.get(key) if key not in fresh else state[key] for key in state})
-    return replace(opened, model=model.eval(), source=source), fresh
+    model.load_state_dict({key: own[key] if key not in fresh else state[key] for key in state})
+    made = replace(opened, model=model.eval(), source=source)
+    if outputs_of(made) != count:
+        raise InputError(f"{opened.name}: has {outputs_of(made)} outputs for {count} classes")
+    return made, fresh
 
 
 def outputs_of(opened: OpenedModel) -> int:
@@ -167,8 +170,8 @@ def _renumbered(name: str, pool: Pool, classes: tuple[str, ...], said: list[str]
     if not known.all():
         strange = [each for each in _present(pool) if each not in numbers]
         said.append(
-            f"{name}: {int((~known).sum())} pictures of classes that no source has "
-            f"({_few(strange)}) are left out"
+            f"{name}: left out {int((~known).sum())} of {len(pool)} pictures, of classes that no "
+            f"source has ({_few(strange)})"
         )
     kept = pool if known.all() else _part(pool, known)
     return Pool(kept.images, labels[known], classes, pool.failed)

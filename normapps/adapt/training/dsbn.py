@@ -66,9 +66,7 @@ class Dsbn(Method):
     def _unlabelled(self, own: list[Tensor], progress: float) -> dict[str, Tensor]:
         """The first stage's terms, which grow as the network learns."""
         share = rampup(progress)
-        terms = {
-            "entropy": share * self.options.entropy_weight * entropy(torch.cat(own)).mean(),
-        }
+        terms = {"entropy": share * self.options.entropy_weight * entropy(torch.cat(own)).mean()}
         if self.options.diversity_weight:
             weight = share * self.options.diversity_weight
             terms["diversity"] = -weight * torch.stack([_of_mean(each) for each in own]).mean()
@@ -107,4 +105,5 @@ class Dsbn(Method):
 def _of_mean(logits: Tensor) -> Tensor:
     """The entropy of the mean prediction: log C where all classes are met equally often."""
     mean = logits.softmax(1).mean(0)
-    return -torch.special.xlogy(mean, mean).sum()
+    plogp: Tensor = torch.special.xlogy(mean, mean)
+    return -plogp.sum()

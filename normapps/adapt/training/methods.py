@@ -7,8 +7,9 @@ from torch import nn
 from .autodial import AutoDial
 from .base import Method
 from .dsbn import Dsbn
+from .dwt import Dwt
 from .options import RecipeOptions
-from .plain import AdaBN, Bin, Ibn, SourceOnly
+from .plain import AdaBN, Bin, Ibn, MixStyle, SourceOnly
 from .transnorm import TransNorm
 
 METHODS: dict[str, type[Method]] = {
@@ -16,9 +17,11 @@ METHODS: dict[str, type[Method]] = {
     "adabn": AdaBN,
     "dsbn": Dsbn,
     "autodial": AutoDial,
+    "dwt": Dwt,
     "transnorm": TransNorm,
     "ibn": Ibn,
     "bin": Bin,
+    "mixstyle": MixStyle,
 }
 """Every value of `--method`."""
 

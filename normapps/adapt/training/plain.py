@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ...norm.convert.converter import convert_norm_
@@ -17,6 +18,7 @@ from ...norm.convert.sites import find_sites
 from ...norm.nesting import detached_copy
 from ..adabn import adabn
 from .base import Forward, JointNetwork, Method, Published, Step, supervised
+from .mixstyle import add_mixstyle_
 from .sampling import JointBatch
 
 
@@ -27,7 +29,7 @@ class SourceOnly(Method):
 
     def losses(self, forward: Forward, batch: JointBatch, step: int) -> dict[str, Tensor]:
         """Return the cross entropy on the sources."""
-        logits = forward(batch.sources, self.source_domains())
+        logits = forward([torch.cat(batch.sources)], [0])  # one batch, with one mean and variance
         return {"source": supervised(logits, batch.labels)}
 
     def publish(self, target: int, pictures: Iterable[Tensor]) -> Published:
@@ -94,6 +96,23 @@ class Ibn(_Converted):
         """Return the first half of the batch norms."""
         names = batch_norms(model)
         return names[: max(1, len(names) // 2)]
+
+
+class MixStyle(SourceOnly):
+    """Source only, with the features of the first stages in each other's style."""
+
+    def build(self, model: nn.Module) -> JointNetwork:
+        """Have the first two stages mixed in training."""
+        self._undo = add_mixstyle_(model)
+        return super().build(model)
+
+    def publish(self, target: int, pictures: Iterable[Tensor]) -> Published:
+        """Return the network without what mixes."""
+        model = self.network.model
+        self._undo()
+        published = super().publish(target, pictures)
+        self._undo = add_mixstyle_(model)
+        return published
 
 
 def batch_norms(model: nn.Module) -> list[str]:

@@ -57,8 +57,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step; return the terms, their sum and the gradient's norm."""
         if step == self.method.boundary and self._stage == 1:
-            self.method.next_stage()
-            self._stage, self.optimizer = 2, self._optimizer()
+            self._next_stage()
         rate = learning_rate(step, self.options, self.method.boundary)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -76,6 +75,13 @@ class Trainer:
             self.optimizer.step()
         told = torch.stack([*terms.values(), total, norm]).detach().tolist()
         return dict(zip([*terms, "total", "grad_norm"], told, strict=True)) | self._accuracies(step)
+
+    def _next_stage(self) -> None:
+        if self.here.size > 1:  # what a run resumed would have everywhere: the first one's
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        self.method.next_stage()
+        self._stage, self.optimizer = 2, self._optimizer()
 
     def _accuracies(self, step: int) -> dict[str, float]:
         every = self.options.validate_every
