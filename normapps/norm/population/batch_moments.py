@@ -15,8 +15,8 @@ from ..moments import Moments
 from ..partition import BATCH
 from ..precision import without_autocast
 
-_BLOCK_BYTES = 2 << 20
-"""Of the blocks of a contiguous tensor: what a core's share of the cache holds."""
+_BLOCK_BYTES = 8 << 20
+"""Of the blocks of a tensor, each of which is read twice: what a shared cache surely holds."""
 
 _ROWS = 16384
 """The most rows that torch's channels_last kernel adds in float32 one after the other."""
@@ -73,8 +73,11 @@ def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     count, channels = rows.shape
     blocks = -(-count // _ROWS)
     deep, rest = divmod(count, blocks)
-    side_by_side = rows[: count - rest].reshape(deep, blocks * channels)
-    means, variances = (part.view(blocks, channels) for part in _kernel_of_rows(side_by_side))
+    chunks = rows[: count - rest].split(deep * max(1, _BLOCK_BYTES // (4 * deep * channels)))
+    found = [_kernel_of_rows(chunk.reshape(deep, -1)) for chunk in chunks]
+    means, variances = (
+        torch.cat(parts).view(blocks, channels) for parts in zip(*found, strict=True)
+    )
     mean, var = _pool(means, variances)
     if rest:
         last_mean, last_var = (part.double() for part in _kernel_of_rows(rows[count - rest :]))
@@ -105,15 +108,16 @@ def _by_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
     n, channels, space = x.shape
     sums, norms = _wide(x[:0, :0]).new_empty(2, n, channels)
     each = max(1, min(n, _BLOCK_BYTES // (4 * channels * space)))
-    for start in range(0, n, each):
+    for start in reversed(range(0, n, each)):  # what was written last is still in the cache
         block = slice(start, start + each)
         values = _wide(x[block])
         torch.sum(values, 2, out=sums[block])
         torch.linalg.vector_norm(values, 2, 2, out=norms[block])
     total = n * space
-    mean = sums.double().sum(0) / total
-    var = norms.double().square().sum(0) / total - mean.square()
-    safe = (mean.square() <= _SAFE_SQUARES * var) & var.isfinite()  # a square may be too large
+    mean = sums.sum(0, dtype=torch.float64).div_(total)
+    squares = norms.double().square_().sum(0).div_(total)
+    var = torch.addcmul(squares, mean, mean, value=-1)
+    safe = (mean.square() <= _SAFE_SQUARES * var) & (var < torch.inf)  # a square may be too large
     if not safe.all():
         chosen = (~safe).nonzero().flatten()
         mean[chosen], var[chosen] = _about_a_shift(x[:, chosen])
