@@ -15,7 +15,10 @@ from normapps.models.options import MODEL_HELP
 from .parameters import with_options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from normapps.adapt.evaluation import Evaluation
+    from normapps.adapt.evaluation_report import Grid
 
 
 @with_options(EvaluateOptions)
@@ -63,21 +66,29 @@ def evaluate(
 
 def _show(found: Evaluation) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from normapps.adapt.evaluation_report import grids
+    from normapps.adapt.evaluation_report import explained, grids
 
     console = Console()
     for grid in grids(found):
-        table = Table(title=grid.caption)
-        for number, title in enumerate(grid.columns):
-            table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
-        for number, row in enumerate(grid.rows):
-            if row[0] and number:
-                table.add_section()
-            table.add_row(*row)
-        console.print(table)
-        for note in grid.notes:
-            console.print(note, highlight=False, soft_wrap=True)
+        _show_grid(console, grid)
+    console.print(explained(found), style="dim", highlight=False)
     verdict = f"{found.verdict.verdict}: {found.verdict.reason}"
     console.print(verdict, highlight=False, soft_wrap=True)
+
+
+def _show_grid(console: Console, grid: Grid) -> None:
+    """Print a grid, each domain's name on a line of its own: that is narrower than a column."""
+    from rich.table import Table
+
+    table = Table(title=grid.caption, box=None, title_justify="left")
+    table.add_column(grid.columns[1], no_wrap=True)
+    for title in grid.columns[2:]:
+        table.add_column(title, justify="right")
+    for domain, *cells in grid.rows:
+        if domain:
+            table.add_row(f"[bold]{domain}")
+        table.add_row(f"  {cells[0]}", *cells[1:])
+    console.print(table, highlight=False)
+    for note in grid.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -64,6 +64,8 @@ class EvaluateOptions(PictureOptions):
         for name in self.method_names():
             if name in BASELINES and self.references is None:
                 raise InputError(f"--methods {name}: give --references, pictures to look like")
+        if not self.batch_size:
+            raise InputError("--batch-size: give at least one")
         if not self.domains():
             raise InputError("--no-clean: nothing is left to evaluate; give --corrupt")
 

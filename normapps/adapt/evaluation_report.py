@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from statistics import fmean
 from typing import Any
 
-from ..measure.interval import Estimate
 from ..measure.plots import Bars
 from ..measure.report import Figure, Report, Section, Table
 from ..options import to_json
 from .evaluation import Evaluation
-from .scores import SOURCE, Row
+from .scores import Row
 
 _MOST_NOTE = 24
 """Letters of a reason that stand in the table; longer ones stand below it."""
@@ -53,7 +53,7 @@ def evaluation_report(evaluation: Evaluation) -> Report:
     ]
     sections = []
     for grid in grids(evaluation):
-        table = Table(grid.columns, grid.rows, _explained(evaluation))
+        table = Table(grid.columns, grid.rows, explained(evaluation))
         sections.append(Section(grid.caption, [table, *grid.notes]))
     figures = _figures(evaluation)
     if figures:
@@ -78,7 +78,7 @@ def facts(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _grid(key: tuple[str, int], rows: list[Row], has_labels: bool) -> Grid:
-    columns = ("accuracy %", "− source") if has_labels else ("as source %", "entropy")
+    columns = ("% right", "95 %", "gain", "95 %") if has_labels else ("% as source", "entropy")
     by_domain: dict[str, list[Row]] = {}
     for row in rows:
         by_domain.setdefault(row.domain, []).append(row)
@@ -93,21 +93,27 @@ def _grid(key: tuple[str, int], rows: list[Row], has_labels: bool) -> Grid:
         found += _means(by_domain, has_labels)
     count = max(row.pictures for row in rows)
     caption = f"{key[0]}, batches of {key[1]}, {count} pictures a domain"
-    return Grid(
-        caption, ("domain", "method", *columns, "ms/picture", "memory"), tuple(found), tuple(notes)
-    )
+    return Grid(caption, ("domain", "method", *columns, "ms", "MB"), tuple(found), tuple(notes))
 
 
-def _cells(row: Row, has_labels: bool) -> tuple[str, str, str, str]:
+def _cells(row: Row, has_labels: bool) -> tuple[str, ...]:
     if row.note:
-        return (row.note if len(row.note) <= _MOST_NOTE else "see below", "", "", "")
-    cost = f"{1000 * row.seconds:.2f}", _memory(row.peak_bytes)
+        blank = [""] * (5 if has_labels else 3)
+        return (row.note if len(row.note) <= _MOST_NOTE else "see below", *blank)
+    memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
+    cost = f"{1000 * row.seconds:.3g}", memory
     if not has_labels or row.accuracy is None:
         return (f"{100 * row.agreement:.1f}", f"{row.entropy:.3f}", *cost)
-    gain = "" if row.gain is None else _signed(row.gain)
-    share = row.accuracy
-    text = f"{100 * share.mean:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})"
-    return (text, gain, *cost)
+    share, gain = row.accuracy, row.gain
+    right = f"{100 * share.mean:.1f}", f"{100 * share.low:.1f}–{100 * share.high:.1f}"
+    if gain is None:
+        return (*right, "", "", *cost)
+    return (
+        *right,
+        f"{100 * gain.mean:+.1f}",
+        f"{100 * gain.low:+.1f}…{100 * gain.high:+.1f}",
+        *cost,
+    )
 
 
 def _means(by_domain: dict[str, list[Row]], has_labels: bool) -> list[tuple[str, ...]]:
@@ -120,23 +126,17 @@ def _means(by_domain: dict[str, list[Row]], has_labels: bool) -> list[tuple[str,
     whole = {name: rows for name, rows in methods.items() if len(rows) == len(by_domain)}
     found: list[tuple[str, ...]] = []
     for name, rows in whole.items():
-        shares = [row.accuracy.mean for row in rows if row.accuracy is not None]
-        gains = [row.gain.mean for row in rows if row.gain is not None]
-        first = f"{100 * fmean(shares or [row.agreement for row in rows]):.1f}"
-        second = f"{100 * fmean(gains):+.1f}" if gains else ""
-        if not has_labels:
-            second = f"{fmean(row.entropy for row in rows):.3f}"
-        cost = f"{1000 * fmean(row.seconds for row in rows):.2f}"
-        found.append(("mean" if not found else "", name, first, second, cost, ""))
+        cost = f"{1000 * fmean(row.seconds for row in rows):.3g}", ""
+        first = "mean" if not found else ""
+        if has_labels:
+            share = fmean(row.accuracy.mean for row in rows if row.accuracy is not None)
+            gains = [row.gain.mean for row in rows if row.gain is not None]
+            gain = f"{100 * fmean(gains):+.1f}" if gains else ""
+            found.append((first, name, f"{100 * share:.1f}", "", gain, "", *cost))
+        else:
+            alike = f"{100 * fmean(row.agreement for row in rows):.1f}"
+            found.append((first, name, alike, f"{fmean(row.entropy for row in rows):.3f}", *cost))
     return found
-
-
-def _signed(value: Estimate) -> str:
-    return f"{100 * value.mean:+.1f} ({100 * value.low:+.1f} to {100 * value.high:+.1f})"
-
-
-def _memory(peak: int | None) -> str:
-    return "" if peak is None else f"{peak / 1e6:.0f} MB"
 
 
 def _figures(evaluation: Evaluation) -> list[Figure]:
@@ -155,18 +155,19 @@ def _figures(evaluation: Evaluation) -> list[Figure]:
     return [Figure(bars, "Mean accuracy over the domains, by method, stream and batch size.")]
 
 
-def _explained(evaluation: Evaluation) -> str:
+def explained(evaluation: Evaluation) -> str:
+    """Say in a paragraph what the columns of the table are."""
     cost = (
-        "ms/picture is the method's own time on decoded pictures; memory is the most that the "
-        "process held during the run, pictures included (on a GPU: tensors)."
+        "ms: the method's own time a picture, decoding left out. MB: the most that the process "
+        "held during the run, pictures included (on a GPU: its tensors)."
     )
     if evaluation.without_accuracy:
         return (
-            f"No accuracy: {evaluation.without_accuracy}. As {SOURCE}: share of pictures that get "
-            f"the class that the source model gives. Entropy in nats, at most ln of the number of "
-            f"classes. {cost}"
+            f"No accuracy: {evaluation.without_accuracy}. % as source: pictures that get the class "
+            f"that the source model gives. Entropy: mean in nats, at most "
+            f"{math.log(evaluation.classes):.3g}. {cost}"
         )
     return (
-        "Accuracy with Wilson's 95 % interval; − source: difference on the same pictures with its "
-        f"95 % interval. {cost}"
+        "95 %: Wilson's interval of % right; gain: points over the source on the same pictures, "
+        f"with its own interval. {cost}"
     )
