@@ -25,6 +25,7 @@ from .convert.placing import place_
 from .convert.selection import Patterns
 from .convert.sites import Site, find_sites, read
 from .convert.successor import Successor, share_hooks
+from .layers.autodial import AutoDIAL
 from .layers.domain import DomainNorm
 from .layers.domain_whitening import DomainWhitening
 from .nesting import detached_copy
@@ -239,8 +240,7 @@ class DomainModel(ConditionedModel):
             values = self._with(domain, source, strict)
         else:
             values = source.state_dict() if isinstance(source, nn.Module) else dict(source)
-            if self.kind in ("autodial", "domain_whitening"):
-                self._refuse_network(domain, values)
+            self._refuse_network(domain, values)
         wanted = self.state_of(domain)
         for name, row in wanted.items():
             if name not in values or values[name].shape != row.shape:
@@ -288,11 +288,14 @@ class DomainModel(ConditionedModel):
         return own.state_dict()
 
     def _refuse_network(self, domain: int, values: Mapping[str, Tensor]) -> None:
+        """Refuse what says more than `state_of`, where an exported network's statistics differ."""
+        differ = (AutoDIAL, DomainWhitening)
+        kinds = [type(bank).__name__ for bank in self.banks().values() if isinstance(bank, differ)]
         more = [name for name in values if name not in self.state_of(domain)]
-        if more:
+        if kinds and more:
             raise InputError(
-                f"a domain of kind '{self.kind}' takes what state_of returned, or a population, "
-                f"and no network, whose statistics are not the domain's own ('{more[0]}')"
+                f"a domain of {kinds[0]} takes what state_of returned, or a population, and no "
+                f"network, whose statistics are not the domain's own ('{more[0]}')"
             )
 
 
