@@ -115,11 +115,18 @@ def _by_distance(evidence: Evidence) -> Verdict:
             NOT_RECOMMENDED,
             f"The pictures are much like those that the model was trained on ({found}).",
         )
-    kept = after.diversity > KEPT * before.diversity
-    if shift > max(FAR, CHANCE * chance) and after.confidence > before.confidence and kept:
-        return Verdict(
-            RECOMMENDED,
-            f"The pictures are far from those that the model was trained on, and the adapted model"
-            f" is surer of its answers, which stay diverse ({found}).",
-        )
+    if shift > max(FAR, CHANCE * chance):
+        far = "The pictures are far from those that the model was trained on"
+        if before.diversity < COLLAPSE * after.diversity:
+            return Verdict(
+                RECOMMENDED,
+                f"{far}: it gave {before.largest_share:.0%} of them one class, and after adaptation"
+                f" {after.largest_share:.0%} ({found}).",
+            )
+        if after.confidence > before.confidence and after.diversity > KEPT * before.diversity:
+            return Verdict(
+                RECOMMENDED,
+                f"{far}, and the adapted model is surer of its answers, which stay diverse"
+                f" ({found}).",
+            )
     return Verdict(UNDECIDED, f"Label some pictures to find out ({found}).")

@@ -69,6 +69,16 @@ def test_a_collapse() -> None:
     assert "97% of the pictures get one class" in found.reason
 
 
+def test_a_collapse_that_is_mended() -> None:
+    before = Answers(confidence=0.99, entropy=0.1, diversity=0.2, largest_share=0.98)
+    collapsed = replace(HELPED, agreement=replace(HELPED.agreement, before=before))
+    found = judge(collapsed)
+    assert found.verdict == RECOMMENDED
+    assert "it gave 98% of them one class, and after adaptation 10%" in found.reason
+    # pictures of one class look so, too, but are not far
+    assert judge(replace(collapsed, shift=(0.3,))).verdict == UNDECIDED
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
