@@ -25,8 +25,8 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(found, tuple | list) and found and not hasattr(found, "logits"):
         found = found[0]
     if not isinstance(found, Tensor):
-        has = found if isinstance(found, Mapping) else vars(found) if _is_object(found) else {}
-        found = next((has[key] for key in _KEYS if has.get(key) is not None), found)
+        entries = (_entry(found, key) for key in _KEYS)
+        found = next((each for each in entries if each is not None), None)
     if not isinstance(found, Tensor):
         raise InputError(
             f"the model returns {_words(output)}, and no logits are in it: wrap it in a module"
@@ -40,8 +40,8 @@ def logits_of(output: Any) -> Tensor:
     return found
 
 
-def _is_object(value: Any) -> bool:
-    return hasattr(value, "__dict__")
+def _entry(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
 
 
 def _words(output: Any) -> str:

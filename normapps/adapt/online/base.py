@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ...errors import InputError
 from ...norm.convert.converter import convert_norm
-from ...norm.layers.streaming import StreamingNorm
+from ...norm.layers.streaming import Ledger, StreamingNorm
 from ...norm.nesting import detached_copy
 from ..outputs import logits_of
 from .configuration import collect_params, configure_model, streaming_layers
@@ -66,6 +66,7 @@ class Online(nn.Module):
         self.facts = {}
         self._first: dict[str, Any] | None = None
         self._layers: tuple[tuple[StreamingNorm, ...], ...] | None = None
+        self._ledger = Ledger()
 
     def step(self, x: Tensor) -> Tensor:
         """Adapt once to a batch (N, ...) and return its logits (N, C)."""
@@ -91,7 +92,7 @@ class Online(nn.Module):
             if self.episodic:
                 self.reset()
             x = x.clone() if x.is_inference() else x
-            with self._undone_on_error():
+            with self._whole_or_not_at_all():
                 logits = self.step(x)
                 if self.steps > 1:
                     with self.uncounted():
@@ -180,6 +181,7 @@ class Online(nn.Module):
         if self._first is not None:
             with torch.inference_mode(False):
                 super().load_state_dict(self._first, strict=False)
+            self._ledger.heard.clear()
             self.facts = {}
 
     def export(self) -> nn.Module:
@@ -244,6 +246,8 @@ class Online(nn.Module):
         if self._layers is None:  # a walk through all modules: once, not for each batch
             parts = (self.model, self)
             self._layers = tuple(tuple(streaming_layers(part).values()) for part in parts)
+            for layer in self._layers[1]:
+                layer.ledger = self._ledger
         return self._layers
 
     def _remember(self) -> None:
@@ -257,17 +261,23 @@ class Online(nn.Module):
             self._first = copy.deepcopy(state)
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        """Give the layers back the statistics that they had if an error comes up."""
-        kept = [[(each, each.clone()) for each in _moving(one)] for one in self._streaming()[1]]
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Let the layers' statistics take part in a batch that brings up no error."""
+        layers = self._streaming()[1]
+        at_once = [each for one in layers if one.rule in _AT_ONCE for each in _moving(one)]
+        kept = [each.clone() for each in at_once]
         try:
-            yield
+            with self._ledger.batch():
+                yield
         except Exception:
             with torch.no_grad():
-                for pairs in kept:
-                    for tensor, before in pairs:
-                        tensor.copy_(before)
+                for tensor, before in zip(at_once, kept, strict=True):
+                    tensor.copy_(before)
             raise
+
+
+_AT_ONCE = ("ema", "cumulative")
+"""The rules that normalize with statistics which the batch is already a part of."""
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -285,9 +295,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def _moving(layer: StreamingNorm) -> list[Tensor]:
     """The buffers that a batch changes."""
-    names = ("running_mean", "running_var", "num_batches_tracked") if layer.rule == "ema" else ()
-    own = [each for name in names if (each := getattr(layer, name)) is not None]
-    return [*own, *layer.stream_state().values()]
+    own = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    return [*(each for each in own if each is not None), *layer.stream_state().values()]
 
 
 def _is_finite(x: Tensor) -> bool:

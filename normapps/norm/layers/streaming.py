@@ -8,8 +8,9 @@ counts as N samples (Schneider et al. 2020), and running statistics that move be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, Unpack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class StreamingNorm(BatchNorm):
         batch_samples: n, where it is not the length of the input.
         follows: remember the batches; False for passes that show a batch once more.
         was_frozen: the layer was frozen before somebody had it follow a stream.
+        ledger: where the layer writes what it has heard, if that is open, instead of merging it.
 
     Raises:
         InputError: an unknown rule, a negative prior, or a rule with a source where the layer has
@@ -95,6 +97,7 @@ class StreamingNorm(BatchNorm):
         self.batch_samples: int | None = None
         self.follows = True
         self.was_frozen = False
+        self.ledger: Ledger | None = None
         self._register_seen(carried.get("device"), carried.get("dtype"))
 
     @classmethod
@@ -164,7 +167,7 @@ class StreamingNorm(BatchNorm):
         whole = self._seen()
         if self.rule == "cumulative" and self.follows:
             whole = whole.merge(measured)
-        self._keep(measured.mean.flatten(), measured.var.flatten(), samples, inputs)
+        self._keep(measured.mean[0], _unbiased(measured).var[0], samples, inputs)
         if self.rule == "cumulative":
             return self._mixed(whole, self.seen_samples)
         return measured if self.measures_alone else self._mixed(measured, inputs)
@@ -212,12 +215,12 @@ class StreamingNorm(BatchNorm):
             return self._by_kernel(x, None, None, True, 0.0)
         if not self._kernel_is_precise(x):
             with torch.no_grad():
-                found = Moments.of(x, BATCH)
+                found = _unbiased(Moments.of(x, BATCH))
             self._keep(found.mean[0], found.var[0], samples, self._inputs(x))
             return self._by_kernel(x, None, None, True, 0.0)
         mean, var = self.seen_mean.new_zeros(2, self.num_features).unbind()
         y = self._by_kernel(x, mean, var, True, 1.0)
-        self._keep(mean, var * ((samples - 1) / samples), samples, self._inputs(x))
+        self._keep(mean, var, samples, self._inputs(x))
         return y
 
     def _kernel_is_precise(self, x: Tensor) -> bool:
@@ -236,18 +239,15 @@ class StreamingNorm(BatchNorm):
         mean, var = self.seen_mean[None], self.seen_var[None]
         return Moments(self.seen_count.to(mean), mean, var, None, BATCH)
 
-    @torch.no_grad()
     def _keep(self, mean: Tensor, var: Tensor, count: int, inputs: int) -> None:
-        """Merge a batch's (C,) moments into the stream's, as `Moments.merge` does, in few steps."""
+        """Merge a batch's (C,) mean and unbiased variance into the stream's, now or later."""
         if not self._remembers:
             return
-        self.seen_count.add_(count)
-        self.seen_samples.add_(inputs)
-        share = (count / self.seen_count).to(self.seen_mean)
-        shift = mean - self.seen_mean
-        self.seen_mean.addcmul_(shift, share)
-        self.seen_var.lerp_(var.to(self.seen_var), share)
-        self.seen_var.addcmul_(shift.square(), share - share.square())
+        heard = Heard(self, mean.detach(), var.detach(), count, inputs)
+        if self.ledger is not None and self.ledger.is_open and self.rule != "cumulative":
+            self.ledger.heard.append(heard)
+        else:
+            merge_heard_([heard])
 
     def _mixed(self, stream: Moments, inputs: int | Tensor) -> Moments:
         """Mix the source with the stream's part, n of the rule; linearly, as the paper does."""
@@ -307,6 +307,98 @@ class StreamingNorm3d(StreamingNorm, nn.BatchNorm3d):
     """`StreamingNorm` of (N, C, D, H, W)."""
 
     own_layout: ClassVar[str] = "3d"
+
+
+class Heard(NamedTuple):
+    """A batch as a layer has heard it: (C,) mean and unbiased variance of so many values."""
+
+    layer: StreamingNorm
+    mean: Tensor
+    var: Tensor
+    values: int
+    inputs: int
+
+
+class Ledger:
+    """What many layers hear of one batch: merged at its end, for all at once, or not at all.
+
+    Merging takes a dozen small steps a layer, which in a network of small layers add up.
+
+    Attributes:
+        heard: of the batch that is open.
+        is_open: whether layers write here.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+        self.is_open = False
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Have the layers that hold this write here; after an error all is forgotten."""
+        self.heard.clear()
+        self.is_open = True
+        try:
+            yield
+            merge_heard_(self.heard)
+        finally:
+            self.is_open = False
+            self.heard.clear()
+
+
+@torch.no_grad()
+def merge_heard_(heard: Sequence[Heard]) -> None:
+    """Merge batches into their layers' streams by Chan's formula, the channels of all as one row.
+
+    Args:
+        heard: of any number of layers, on any devices; a layer's own in their order.
+    """
+    while heard:
+        first, later = _one_a_layer(heard)
+        layers = [each.layer for each in first]
+        rows = [torch.cat([getattr(each, name) for each in layers]) for name in _SEEN[:3]]
+        mean, var = (torch.cat([getattr(each, name) for each in first]) for name in ("mean", "var"))
+        counts = torch.tensor([each.values for each in first], device=mean.device)
+        share, biased = _spread(torch.stack([counts / (rows[2] + counts), 1 - 1 / counts]), first)
+        shift = mean.to(rows[0]) - rows[0]
+        rows[0].addcmul_(shift, share)
+        rows[1].lerp_(var.to(rows[1]).mul_(biased), share)
+        rows[1].addcmul_(shift.square_(), share - share.square())
+        widths = [len(each.mean) for each in first]
+        parts = zip(first, rows[0].split(widths), rows[1].split(widths), strict=True)
+        for each, new_mean, new_var in parts:
+            each.layer.seen_mean.copy_(new_mean)
+            each.layer.seen_var.copy_(new_var)
+            each.layer.seen_count.add_(each.values)
+            each.layer.seen_samples.add_(each.inputs)
+        heard = later
+
+
+def _one_a_layer(heard: Sequence[Heard]) -> tuple[list[Heard], list[Heard]]:
+    """Split off each layer's first batch, of the layers that are where the first one is."""
+    first: dict[int, Heard] = {}
+    later = []
+    like = heard[0].layer.seen_mean
+    for each in heard:
+        own = each.layer.seen_mean
+        fits = own.device == like.device and own.dtype == like.dtype
+        if fits and id(each.layer) not in first:
+            first[id(each.layer)] = each
+        else:
+            later.append(each)
+    return list(first.values()), later
+
+
+def _spread(values: Tensor, heard: Sequence[Heard]) -> Tensor:
+    """Give (K, layers) numbers to the channels: (K, all channels)."""
+    if len(heard) == 1:
+        return values.to(heard[0].layer.seen_mean)
+    widths = [len(each.mean) for each in heard]
+    repeats = torch.tensor(widths, device=values.device)
+    rows = values.repeat_interleave(
+        repeats, 1, output_size=sum(widths)
+    )  # known: nothing to wait for
+    return rows.to(heard[0].layer.seen_mean)
 
 
 def _unbiased(moments: Moments) -> Moments:
