@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normapps.adapt import Adaptation, adabn, adabn_
+from normapps.adapt import Adaptation, adabn, adabn_, prior
 from normapps.errors import InputError
 from normapps.norm import create_norm
 from normapps.norm.population import Population, apply_, measure, merge
@@ -217,3 +217,17 @@ def test_errors_are_one_line_and_leave_the_model() -> None:
     assert list(model.state_dict()) == list(Net().state_dict())
     with pytest.raises(InputError, match="no layer with running statistics"):
         adabn(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), batches)
+
+
+def test_all_processes_measure_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`measure` does it, and its tests show that; here it is asked to."""
+    asked: list[tuple[Any, Any]] = []
+
+    def listen(*args: Any, sync: bool, group: Any, **options: Any) -> Population:
+        asked.append((sync, group))
+        return measure(*args, **options)
+
+    monkeypatch.setattr("normapps.adapt.adaptation.measure", listen)
+    for function in (adabn, prior):
+        function(Net(), _batches(), sync=True, group="shards")
+    assert asked == [(True, "shards")] * 2
