@@ -133,27 +133,49 @@ def look(model: nn.Module, feed: Feed, tick: Tick, stage: str) -> Look:
     size = look_size(feed)
     count = 2 if len(feed) >= 4 else 1
     parts = [feed.part(number, count, size) for number in range(1, count + 1)]
-    logits: list[Tensor] = []
-    labels: list[Tensor | None] = []
-
-    def heard(module: nn.Module, args: Any, output: Any) -> None:
-        logits.append(logits_of(output).float().cpu())
-        tick(stage)
-
-    handle = model.register_forward_hook(heard)
+    answers = _Answers(lambda: tick(stage))
+    handle = model.register_forward_hook(answers.hear)
     try:
         with _network_time(feed) as seconds:
-            halves = [_measured(model, part, labels) for part in parts]
+            halves = [_measured(model, part, answers) for part in parts]
     finally:
         handle.remove()
     found = [half for half in halves if half is not None]
     whole = merge(found) if found else None
     chance = distances(*found) if len(found) == 2 else {}
     shift = distances(Population.of(model), whole) if whole else {}
-    known = [each for each in labels if each is not None]
-    return Look(
-        torch.cat(logits), torch.cat(known) if known else None, whole, shift, chance, seconds[0]
-    )
+    labels = torch.cat(answers.labels) if answers.labels else None
+    return Look(torch.cat(answers.logits), labels, whole, shift, chance, seconds[0])
+
+
+class _Answers:
+    """The logits of a model that somebody else runs, in the order of the batches.
+
+    A batch may go through in pieces, and its beginning once more, as `measure` does to find out
+    whether pieces give the same: what comes after all of a batch was heard is left out.
+    """
+
+    def __init__(self, tick: Callable[[], object]) -> None:
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self._missing = 0
+        self._tick = tick
+
+    def through(self, part: Part) -> Iterator[Tensor]:
+        """Yield a part's images, and keep its labels."""
+        for images, labels in part:
+            self._missing = len(images)
+            if labels is not None:
+                self.labels.append(labels.cpu())
+            yield images
+
+    def hear(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Keep what the model returned."""
+        if self._missing > 0:
+            self.logits.append(logits_of(output).float().cpu())
+            self._missing -= len(self.logits[-1])
+            if self._missing <= 0:
+                self._tick()
 
 
 def look_size(feed: Feed) -> int:
@@ -166,17 +188,12 @@ def distances(a: Population, b: Population) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in distance(a, b).items()}
 
 
-def _measured(model: nn.Module, part: Part, labels: list[Tensor | None]) -> Population | None:
-    def images() -> Iterator[Tensor]:
-        for batch, found in part:
-            labels.append(found if found is None else found.cpu())
-            yield batch
-
+def _measured(model: nn.Module, part: Part, answers: _Answers) -> Population | None:
     if _keeps_statistics(model):
-        return measure(model, images(), mode="fixed")
+        return measure(model, answers.through(part), mode="fixed")
     with evaluating(model):
-        for batch in images():
-            model(batch)
+        for images in answers.through(part):
+            model(images)
     return None
 
 

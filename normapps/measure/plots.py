@@ -17,6 +17,9 @@ _COLOURS = (BEFORE, AFTER, "#d97706", "#059669")
 _MOST_TICKS = 60
 """Names beside bars; of more layers only every second, third, … is named."""
 
+_DECADES = 1e6
+"""How far a logarithmic axis goes down from the largest value; less is rounding."""
+
 
 @dataclass(frozen=True)
 class Bars:
@@ -130,8 +133,11 @@ def _draw_bars(plot: Bars, axes: Axes) -> None:
     axes.set_yticks(range(0, len(plot.names), every), list(plot.names)[::every], fontsize=7)
     axes.set_ylim(len(plot.names) - 0.5, -0.5)
     axes.set_xlabel(plot.axis)
-    if plot.is_log and any(value > 0 for values in plot.series.values() for value in values):
+    if plot.is_log and (
+        positive := [x for values in plot.series.values() for x in values if x > 0]
+    ):
         axes.set_xscale("log")
+        axes.set_xlim(left=max(min(positive) / 2, max(positive) / _DECADES))
 
 
 def _draw_histograms(plot: Histograms, axes: Axes) -> None:
