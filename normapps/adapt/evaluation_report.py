@@ -52,8 +52,8 @@ def evaluation_report(evaluation: Evaluation) -> Report:
         f"Mean over {seeds} seeds." if seeds > 1 else "One seed.",
     ]
     sections = []
-    for grid in grids(evaluation):
-        table = Table(grid.columns, grid.rows, explained(evaluation))
+    for number, grid in enumerate(grids(evaluation)):
+        table = Table(grid.columns, grid.rows, "" if number else explained(evaluation))
         sections.append(Section(grid.caption, [table, *grid.notes]))
     figures = _figures(evaluation)
     if figures:
