@@ -63,7 +63,7 @@ class Eata(Online):
         redundancy: float = 0.05,
     ) -> None:
         super().__init__(model, optimizer, steps, episodic)
-        if not min(fisher_weight, margin, redundancy) >= 0:
+        if not all(each >= 0 for each in (fisher_weight, margin, redundancy)):
             raise InputError(
                 f"fisher_weight {fisher_weight}, margin {margin}, redundancy {redundancy}: none"
                 " may be below 0"
@@ -151,10 +151,11 @@ def fisher_information(
     """
     network = configured_copy(model, prior=prior, include=include, exclude=exclude)
     named = _named(network)
-    found = {name: torch.zeros_like(each) for name, each in named.items()}
     batches = 0
     with torch.inference_mode(False), torch.enable_grad():
-        for x in Source(network, loader, limit, None):
+        found = {name: torch.zeros_like(each) for name, each in named.items()}
+        for each in Source(network, loader, limit, None):
+            x = each.clone() if each.is_inference() else each
             for layer in streaming_layers(network).values():
                 layer.batch_samples = len(x)
             log_p = logits_of(network(x)).log_softmax(1)

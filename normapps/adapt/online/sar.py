@@ -62,7 +62,7 @@ class Sar(Online):
         recovery: float = 0.2,
     ) -> None:
         super().__init__(model, optimizer, steps, episodic)
-        if not min(margin, rho, recovery) >= 0:
+        if not all(each >= 0 for each in (margin, rho, recovery)):
             raise InputError(
                 f"margin {margin}, rho {rho}, recovery {recovery}: none may be below 0"
             )
