@@ -269,8 +269,8 @@ def test_empty_batches_meet_others() -> None:
         assert bank.eval()(x, torch.zeros(0, dtype=torch.long)).shape == x.shape
 
 
-PARTS = ([0, 1, 1, 0, -1], [1, 2, 0], [])
-CALLS = {"mixed": (0, 1), "one domain a process": (0, 1), "one is empty": (1, 2)}
+PARTS = ([0, 1, 1, 0, -1], [1, 2, 0], [1, 2, 2], [])
+CALLS = {"mixed": (0, 1), "one domain a process": (0, 1), "one is empty": (2, 3)}
 
 
 def _given(call: str, rank: int) -> tuple[Tensor, Tensor]:
@@ -304,7 +304,7 @@ def _joined(rank: int, folder: str) -> None:
 
 
 def test_two_processes_are_one_batch(tmp_path: Path) -> None:
-    """Mixed batches, a domain a process, and an empty batch beside another."""
+    """Mixed batches, a domain a process, and an empty batch beside one without the first domain."""
     spawn = multiprocessing.get_context("spawn")
     runs = [spawn.Process(target=_joined, args=(i, str(tmp_path))) for i in range(2)]
     for run in runs:
