@@ -1,10 +1,9 @@
-"""Options of `normapps adapt evaluate`. Loads no torch."""
+"""Options of `normapps adapt evaluate`. Loads no torch, and numpy only when used."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..data.corruptions import CORRUPTIONS, parse_corruption
 from ..errors import InputError, unknown
 from ..models.options import PictureOptions
 from ..options import device_option, option
@@ -103,6 +102,8 @@ class EvaluateOptions(PictureOptions):
         Raises:
             InputError: an unknown name (the nearest is suggested), or no severity from 1 to 5.
         """
+        from ..data.corruptions import CORRUPTIONS, parse_corruption
+
         found: dict[str, None] = {CLEAN: None} if self.clean else {}
         for text in _listed(self.corrupt):
             name, colon, severity = text.partition(":")

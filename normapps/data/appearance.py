@@ -7,7 +7,6 @@ Fourier domain adaptation for semantic segmentation", §3), on bytes.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .library import albumentations_module
 
 KINDS = ("histogram", "fda")
 BETA = 0.01
@@ -35,10 +35,8 @@ def match_histogram(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
         InputError: another shape or dtype, or another number of channels.
     """
     _check(image, reference)
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network otherwise
-    from albumentations.augmentations.mixing.domain_adaptation_functional import match_histograms
-
-    return np.asarray(match_histograms(image, reference)).reshape(image.shape)
+    library = albumentations_module("mixing.domain_adaptation_functional")
+    return np.asarray(library.match_histograms(image, reference)).reshape(image.shape)
 
 
 def fourier_transfer(image: np.ndarray, reference: np.ndarray, beta: float = BETA) -> np.ndarray:

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError, unknown
+from .library import albumentations_module
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _SIDE = 224
@@ -162,7 +161,7 @@ def gaussian_blur(image: np.ndarray, level: int, draw: Draw) -> np.ndarray:
 def zoom_blur(image: np.ndarray, level: int, draw: Draw) -> np.ndarray:
     """Average over zooms from 1 to 1.1 up to 1.3 (albumentations)."""
     steps = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[level]
-    library = _albumentations("blur")
+    library = albumentations_module("blur.functional")
     # resized channel by channel: OpenCV drops the axis of a single one
     parts = [library.zoom_blur(image[..., c], np.arange(1, *steps)) for c in range(image.shape[2])]
     return np.stack(parts, -1)
@@ -195,7 +194,7 @@ def rain(image: np.ndarray, level: int, draw: Draw) -> np.ndarray:
 
     From 50 to 900 streaks on 224 columns, an eighth of the height long, brightness .9 to .5.
     """
-    library = _albumentations("pixel")
+    library = albumentations_module("pixel.functional")
     drops, light = ((50, 0.9), (120, 0.8), (250, 0.7), (500, 0.6), (900, 0.5))[level]
     height, width = image.shape[:2]
     length = max(2, height // 8)
@@ -341,7 +340,7 @@ def _plasma(side: int, decay: float, draw: Draw) -> np.ndarray:
 
 def _convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Convolve with a kernel, scaled to the sum 1; the picture is mirrored at its edges."""
-    found = _albumentations("blur").convolve(image, kernel / kernel.sum())
+    found = albumentations_module("blur.functional").convolve(image, kernel / kernel.sum())
     return np.asarray(found).reshape(image.shape)
 
 
@@ -370,11 +369,3 @@ def _to_pillow(image: np.ndarray) -> Image.Image:
 
 def _from_pillow(found: Image.Image, image: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.float32).reshape(image.shape) / 255
-
-
-def _albumentations(part: str) -> ModuleType:
-    """Import functions of albumentations, which asks the network for a newer version otherwise."""
-    import importlib
-
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    return importlib.import_module(f"albumentations.augmentations.{part}.functional")
