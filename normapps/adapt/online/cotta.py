@@ -182,9 +182,10 @@ def cotta(
         InputError: no norm layer, or an option out of range.
     """
     scale = scale_of(model, mean, std)
-    student = configure_model(
-        detached_copy(model), rule="batch", train="all", include=include, exclude=exclude
-    )
+    with torch.inference_mode(False):
+        student = configure_model(
+            detached_copy(model), rule="batch", train="all", include=include, exclude=exclude
+        )
     return Cotta(
         student,
         torch.optim.Adam(student.parameters(), lr=lr),

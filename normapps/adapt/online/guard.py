@@ -32,7 +32,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +131,9 @@ class Guard(nn.Module):
                 f"{type(online).__name__} has adapted already: give the guard the source"
             )
         self.online, self.then, self.shift = online, then, shift
-        self.source = (online.export() if source is None else detached_copy(source).eval()).eval()
-        self.source.requires_grad_(False)
+        with torch.inference_mode(False):
+            self.source = online.export() if source is None else detached_copy(source)
+            self.source.eval().requires_grad_(False)
         self.known = moments_of(self.source)
         self.limits = Limits(
             least_classes, least_agreement, most_doubt, most_drift, window, patience
@@ -207,6 +208,11 @@ class Guard(nn.Module):
         self.online._remember()  # torch comes here before it loads the submodules
         self.watch.load(copy.deepcopy(state["watch"]))
         self.stopped, self.resets = state["stopped"], state["resets"]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the guard's flag alone: the source stays in inference mode."""
+        self.training = mode
+        return self
 
     def _judgement(self, facts: dict[str, float]) -> tuple[str, str]:
         if self.stopped:

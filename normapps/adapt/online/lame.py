@@ -77,7 +77,8 @@ def lame(
     Raises:
         InputError: an option out of range.
     """
-    copied = detached_copy(model).eval().requires_grad_(False)
+    with torch.inference_mode(False):
+        copied = detached_copy(model).eval().requires_grad_(False)
     return Lame(copied, neighbours=neighbours, weight=weight, iterations=iterations)
 
 

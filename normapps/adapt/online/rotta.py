@@ -170,17 +170,20 @@ def rotta(
     """
     check_share(momentum=momentum)
     scale = scale_of(model, mean, std)
-    student = configure_model(
-        detached_copy(model), rule="ema", momentum=momentum, include=include, exclude=exclude
-    )
-    if not streaming_layers(student):
+    with torch.inference_mode(False):
+        student = configure_model(
+            detached_copy(model), rule="ema", momentum=momentum, include=include, exclude=exclude
+        )
+    parameters, _ = collect_params(student)
+    if not streaming_layers(student) or not parameters:
         raise InputError(
-            f"{type(model).__name__} has no batch norm among its chosen norm layers, whose"
-            " statistics could follow: take tent, eata, sar or lame"
+            f"{type(model).__name__} has no batch norm with a scale among its chosen norm layers,"
+            " which could follow and adapt: take tent, eata or sar, or a method of statistics"
+            " (prior, ema), or lame"
         )
     return Rotta(
         student,
-        torch.optim.Adam(collect_params(student)[0], lr=lr),
+        torch.optim.Adam(parameters, lr=lr),
         capacity=capacity,
         update_every=update_every,
         teacher_momentum=teacher_momentum,

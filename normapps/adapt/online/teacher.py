@@ -15,7 +15,8 @@ from .configuration import streaming_layers
 
 def teacher_of(student: nn.Module) -> nn.Module:
     """Return a copy of a prepared network whose parameters no gradient reaches."""
-    return detached_copy(student).requires_grad_(False)
+    with torch.inference_mode(False):
+        return detached_copy(student).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -165,13 +165,25 @@ def test_a_model_that_returns_a_dict(make: Make) -> None:
 
 
 @every
+def test_the_wrappers_mode_changes_nothing(make: Make) -> None:
+    a, b = make(_net()).train(), make(_net()).eval()
+    for batch in _batches():
+        assert torch.equal(a(batch), b(batch))
+    assert _differences(a.state_dict(), b.state_dict()) == []
+
+
+@every
 def test_in_inference_mode_it_does_the_same(make: Make) -> None:
-    a, b = make(_net()), make(_net())
+    net = _net()
+    with torch.inference_mode():
+        a = make(net)
+    b = make(_net())
     for batch in _batches():
         with torch.inference_mode():
             inside = a(batch.clone())
         assert torch.equal(inside, b(batch))
         assert not inside.requires_grad
+    a.reset()
 
 
 @pytest.mark.parametrize("make", [_cotta, lame], ids=["cotta", "lame"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,8 +93,7 @@ def test_turned_pictures_keep_their_shape() -> None:
         down, across, skew = (float((weight * each).sum()) for each in moments)
         assert down / across == pytest.approx(1, abs=0.02)
         assert skew / across == pytest.approx(0, abs=0.02)
-        assert abs(y - 19.5) <= 40 / 8 * 1.2
-        assert abs(x - 39.5) <= 80 / 8 * 1.2
+        assert math.hypot(y - 19.5, x - 39.5) <= 1.12 * math.hypot(40 / 8, 80 / 8)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
