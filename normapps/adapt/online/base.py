@@ -104,7 +104,7 @@ class Online(nn.Module):
         """Run the model, as it is, on a batch (N, ...).
 
         Raises:
-            InputError: the logits hold NaN or +inf.
+            InputError: the logits hold NaN or +inf, or what the layers have heard does.
         """
         for layer in self._streaming()[0]:
             layer.batch_samples = len(x)
@@ -115,6 +115,7 @@ class Online(nn.Module):
                 f" weights or statistics that are not finite, or too much for {logits.dtype};"
                 " check the checkpoint, or take float32"
             )
+        self._check_statistics()
         return logits
 
     def descend(self, loss: Tensor) -> None:
@@ -260,6 +261,17 @@ class Online(nn.Module):
         with torch.inference_mode(False):
             self._first = copy.deepcopy(state)
 
+    def _check_statistics(self) -> None:
+        """Variances that overflow normalize to finite zeros, but would stay in the stream."""
+        found = [each.var for each in self._ledger.heard]
+        found += [_variance(one) for one in self._streaming()[0] if one.rule in _AT_ONCE]
+        same = [each.to(found[0].device) for each in found]
+        if found and not bool(torch.cat(same).isfinite().all()):
+            raise InputError(
+                f"{type(self.model).__name__}: the activations of this batch are too large for"
+                f" {found[0].dtype} statistics; nothing was adapted to it: leave it out"
+            )
+
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Let the layers' statistics take part in a batch that brings up no error."""
@@ -291,6 +303,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
         plain = convert_norm(plain, "batch", include=list(layers))
         plain = convert_norm(plain, "torch", include=list(layers))
     return plain.eval().requires_grad_(True)
+
+
+def _variance(layer: StreamingNorm) -> Tensor:
+    """The variance that a batch is a part of already."""
+    moved = layer.running_var if layer.rule == "ema" else None
+    return layer.seen_var if moved is None else moved
 
 
 def _moving(layer: StreamingNorm) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 CLASSES = 6
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(2, channels),
-    "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
-    "layer": lambda channels: nn.LayerNorm(channels),
+    "group": partial(nn.GroupNorm, 2),
+    "instance": partial(nn.InstanceNorm2d, affine=True),
+    "layer": nn.LayerNorm,
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import normapps.models  # the guard of timm
+import normapps.models  # noqa: F401  # the guard of timm
 from normapps.adapt.online import tent as module
 from normapps.adapt.online.tent import Tent, collect_params, configure_model, tent
 from normapps.errors import InputError
