@@ -31,6 +31,7 @@ def move_teacher_(teacher: nn.Module, student: nn.Module, momentum: float) -> No
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         if fast.requires_grad:
             slow.lerp_(fast, momentum)
+    _forget(teacher)
 
 
 def predict(network: nn.Module, x: Tensor, *, following: bool = True) -> Tensor:
@@ -45,6 +46,7 @@ def predict(network: nn.Module, x: Tensor, *, following: bool = True) -> Tensor:
     Raises:
         InputError: the logits hold NaN or +inf, which would spoil parameters, memory and teacher.
     """
+    _forget(network)
     for layer in streaming_layers(network).values():
         layer.training, layer.batch_samples = following, len(x)
     logits = logits_of(network(x))
@@ -54,6 +56,13 @@ def predict(network: nn.Module, x: Tensor, *, following: bool = True) -> Tensor:
             " weights, or reset() what has adapted too far"
         )
     return logits
+
+
+def _forget(network: nn.Module) -> None:
+    """Drop what timm's LeViT and its relatives keep of parameters in inference mode."""
+    for module in network.modules():
+        if isinstance(kept := getattr(module, "attention_bias_cache", None), dict):
+            kept.clear()
 
 
 def check_share(**values: float) -> None:

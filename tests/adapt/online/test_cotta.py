@@ -141,6 +141,34 @@ def test_the_export_is_the_teacher_with_the_streams_statistics() -> None:
     torch.testing.assert_close(exported[1].running_var, seen.var(1), atol=1e-3, rtol=0)
 
 
+class _Keeps(nn.Module):
+    """A parameter that is read from a cache in inference mode, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.attention_bias_cache = nn.Parameter(torch.ones(6)), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.attention_bias_cache.setdefault("cpu", 2 * self.bias)
+        return x + kept.view(1, -1, 1, 1)
+
+
+def test_parameters_that_are_cached_adapt_too() -> None:
+    net = _net()
+    net.insert(1, _Keeps())
+    net.insert(3, _Keeps())
+    net(_batch())  # fills the caches
+    online = cotta(net, views=0, restore=0.0, teacher_momentum=0.5)
+    for seed in (1, 2):
+        online(_batch(seed=seed))
+    assert not torch.equal(online.model[3].bias, net[3].bias)
+    exported, fresh = online.export(), _net()
+    fresh.insert(1, _Keeps())
+    fresh.insert(3, _Keeps())
+    fresh.load_state_dict(exported.state_dict())
+    assert torch.equal(exported(_batch()), fresh.eval()(_batch()))
+
+
 def test_more_steps_are_counted_once() -> None:
     once, twice = cotta(_net(), views=0), cotta(_net(), views=0, steps=3)
     for online in (once, twice):

@@ -55,6 +55,14 @@ def test_a_full_memory_gives_a_rare_class_the_place_of_a_frequent_one() -> None:
     assert 0 not in [number for number, _, _ in _kept(memory)]
 
 
+def test_only_the_most_frequent_class_gives_its_place() -> None:
+    memory = Memory(4, 3)
+    for number, (label, unsure) in enumerate([(0, 0.0), (0, 0.0), (1, 0.0), (2, 1.0)]):
+        _offer(memory, number, label, unsure)
+    assert _offer(memory, 4, 1)  # the sample of class 2 is the worst, and stays
+    assert [number for number, _, _ in _kept(memory)] == [1, 2, 3, 4]
+
+
 def test_the_score_is_the_papers() -> None:
     memory = Memory(8, 5, age_weight=2.0, uncertainty_weight=3.0)
     item = Kept(torch.zeros(1), 0, 0.7, age=4)
