@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import inf
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
@@ -44,7 +45,8 @@ class BatchStatistics(Statistics):
 
 def source(model: nn.Module) -> Statistics:
     """Make the method that does not adapt, to compare with: a copy in inference mode."""
-    return Statistics(detached_copy(model).eval().requires_grad_(False))
+    with torch.inference_mode(False):  # else the copy could never be changed outside of it
+        return Statistics(detached_copy(model).eval().requires_grad_(False))
 
 
 def adabn(model: nn.Module, *, include: Patterns = (), exclude: Patterns = ()) -> Statistics:
@@ -128,15 +130,16 @@ def _following(
     momentum: float = 0.1,
     episodic: bool = False,
 ) -> Statistics:
-    configured = configure_model(
-        detached_copy(model),
-        rule=rule,
-        prior=prior,
-        momentum=momentum,
-        train="none",
-        include=include,
-        exclude=exclude,
-    )
+    with torch.inference_mode(False):
+        configured = configure_model(
+            detached_copy(model),
+            rule=rule,
+            prior=prior,
+            momentum=momentum,
+            train="none",
+            include=include,
+            exclude=exclude,
+        )
     if not streaming_layers(configured):
         raise InputError(
             f"{type(model).__name__} has no batch norm among its chosen norm layers, whose"

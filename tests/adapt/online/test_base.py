@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import normapps.models  # noqa: F401  # the guard of timm
+from normapps.adapt.methods import create_method, list_methods
 from normapps.adapt.online.base import (
     Online,
     collect_params,
@@ -203,6 +204,21 @@ def test_a_copy_is_another_one(net: Net, batches: Stream, make: Make) -> None:
     assert _differences(_state(other), kept) == []
     assert torch.equal(other(batches()[1]), expected)
     assert _differences(_state(other), _state(online)) == []
+
+
+MODES: tuple[Callable[[], Any], ...] = (torch.inference_mode, torch.no_grad, torch.enable_grad)
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_method_can_be_made_in_inference_mode(net: Net, batches: Stream, name: str) -> None:
+    model, expected = net(), create_method(name, net())
+    with torch.inference_mode():
+        online = create_method(name, model)
+    for x, mode in zip(batches(), MODES, strict=False):
+        with mode():
+            found = online(x.clone())
+        assert torch.equal(found, expected(x))
+    online.reset()
 
 
 BAD = {
