@@ -29,7 +29,6 @@ recommended in 14, which all gained, by 3 to 85 points.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Self
@@ -204,9 +203,9 @@ class Guard(nn.Module):
         return {"watch": self.watch.state(), "stopped": self.stopped, "resets": self.resets}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_extra_state` returned, in copies; a reset still goes to the start."""
+        """Take over what `get_extra_state` returned; a reset still goes to the start."""
         self.online._remember()  # torch comes here before it loads the submodules
-        self.watch.load(copy.deepcopy(state["watch"]))
+        self.watch.load(state["watch"])
         self.stopped, self.resets = state["stopped"], state["resets"]
 
     def train(self, mode: bool = True) -> Self:

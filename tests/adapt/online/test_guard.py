@@ -110,6 +110,9 @@ def test_collapse_at_a_huge_rate_on_a_sorted_stream_is_stopped() -> None:
     assert advice.verdict == "not recommended"
     assert guard.stopped in advice.reason
     assert torch.equal(guard(x[:9]), _source()(x[:9]))  # the source answers from then on
+    guard.reset()
+    assert not guard.stopped
+    assert torch.equal(guard(x[:50]), _tent(1.0)(x[:50]))
 
 
 def test_collapse_of_shuffled_classes_is_stopped() -> None:
