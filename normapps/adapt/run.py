@@ -18,7 +18,7 @@ from ..measure.accuracy import accuracy, paired_difference
 from ..measure.agreement import compare_logits
 from ..measure.interval import Estimate
 from ..measure.memory import peak_bytes, peak_device_bytes
-from ..measure.report import Report, Verdict, write_report
+from ..measure.report import NOT_RECOMMENDED, Report, Verdict, write_report
 from ..models.folder import check_target
 from ..models.load import RANDOM, OpenedModel, open_model
 from ..models.options import preprocessing_of
@@ -183,7 +183,8 @@ def _finish(
     preprocessing: Preprocessing,
 ) -> AdaptReport:
     evidence, reason = gather(trial, opened, feed.pictures)
-    verdict = judge(evidence)
+    stopped = trial.stopped and Verdict(NOT_RECOMMENDED, trial.advice)
+    verdict = stopped or judge(evidence)
     changed = changes(model, trial.adapted, opened.model)
     entry = as_entry(
         options.method,
@@ -243,6 +244,8 @@ def _notes(trial: Trial, reason: str) -> tuple[str, ...]:
         notes = [*notes, f"no {POPULATION}: the model keeps no running statistics"]
     if trial.left_out:
         notes = [*notes, f"{trial.left_out} pictures of the last batch are too few to adapt to"]
+    if trial.advice:
+        notes = [*notes, f"the guard: {trial.advice}"]
     return tuple(notes)
 
 

@@ -17,10 +17,11 @@ STREAMS = ("tent", "eata", "sar", "cotta", "rotta")
 
 _MODES = ("one-pass", "layerwise", "fixed")
 _ONLY_FOR = {
-    "prior": ("prior",),
+    "prior": ("prior", "tent", "eata", "sar"),
     "momentum": ("ema",),
     "mode": ("adabn", "prior"),
     "weight": STATISTICS,
+    "guard": STREAMS,
 }
 """Options that only some methods have: elsewhere they would be ignored in silence."""
 
@@ -36,7 +37,10 @@ class AdaptOptions(PictureOptions):
 
     method: str = option("adabn", "how to adapt", choices=(*STATISTICS, *STREAMS))
     prior: float | None = option(
-        None, "samples that the model's own statistics count for (prior; 16)", low=0
+        None,
+        "samples that the model's own statistics count for (prior: 16; tent, eata, sar: 0, which"
+        " one picture a batch needs to be more)",
+        low=0,
     )
     layers: tuple[str, ...] = option((), "only norm layers named like this pattern; repeatable")
     weight: float = option(1.0, "share of the new statistics", low=0, high=1)
@@ -48,6 +52,11 @@ class AdaptOptions(PictureOptions):
         "what layers normalize with while the data is measured: one-pass (each batch with its own;"
         " the default from 2 pictures a batch), layerwise (exact, slow), fixed (the model's own)",
         choices=_MODES,
+    )
+    guard: bool = option(
+        False,
+        "let a stream method stop where it does harm, and answer as the model did before; costs one"
+        " more forward pass",
     )
     batch_size: int = option(64, "pictures at a time", low=1)
     limit: int | None = option(None, "take this many pictures, evenly spread", low=1)

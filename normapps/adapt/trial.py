@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from ..norm.population.algebra import distance, merge
 from ..norm.population.measuring import measure
 from ..norm.population.statistics import Population, population_layers
 from .feed import Feed, Part
+from .online.base import Online
+from .online.guard import Guard
 from .outputs import logits_of
 from .run_options import STATISTICS, AdaptOptions
 
@@ -65,6 +67,8 @@ class Trial:
             give none.
         seconds: of adapting, decoding left out.
         left_out: pictures of a last batch too small to adapt to.
+        advice: a guard's, in a sentence; empty without one.
+        stopped: why a guard had the method stop; empty if it did not.
     """
 
     adapted: nn.Module
@@ -74,6 +78,8 @@ class Trial:
     online: tuple[Tensor, Tensor | None] | None
     seconds: float
     left_out: int = 0
+    advice: str = ""
+    stopped: str = ""
 
 
 def try_method(model: nn.Module, feed: Feed, options: AdaptOptions, tick: Tick) -> Trial:
@@ -93,10 +99,20 @@ def try_method(model: nn.Module, feed: Feed, options: AdaptOptions, tick: Tick) 
     before = look(model, feed, tick, "before")
     run = _by_statistics if options.method in STATISTICS else _by_stream
     with _network_time(feed) as seconds:
-        adapted, population, online, left_out = run(model, feed, options, tick)
-    after = look(adapted, feed, tick, "after")
-    population = before.population if population is None else population
-    return Trial(adapted, before, after, population, online, seconds[0], left_out)
+        done = run(model, feed, options, tick)
+    after = look(done.adapted, feed, tick, "after")
+    guard = done.guard
+    return Trial(
+        done.adapted,
+        before,
+        after,
+        before.population if done.population is None else done.population,
+        done.online,
+        seconds[0],
+        done.left_out,
+        guard.advice().reason if guard else "",
+        guard.stopped if guard else "",
+    )
 
 
 def check_adaptable(model: nn.Module, options: AdaptOptions) -> None:
@@ -204,7 +220,14 @@ def _keeps_statistics(model: nn.Module) -> bool:
         return False
 
 
-_Adapted = tuple[nn.Module, Population | None, tuple[Tensor, Tensor | None] | None, int]
+class _Adapted(NamedTuple):
+    """What a method left: fields of a `Trial`."""
+
+    adapted: nn.Module
+    population: Population | None
+    online: tuple[Tensor, Tensor | None] | None = None
+    left_out: int = 0
+    guard: Guard | None = None
 
 
 def _by_statistics(model: nn.Module, feed: Feed, options: AdaptOptions, tick: Tick) -> _Adapted:
@@ -225,24 +248,18 @@ def _by_statistics(model: nn.Module, feed: Feed, options: AdaptOptions, tick: Ti
         momentum = 0.1 if options.momentum is None else options.momentum
         cumulative = options.method == "cumulative"
         done = ema_(adapted, loader, momentum, cumulative=cumulative, **common)
-    return adapted, done.target, None, 0
+    return _Adapted(adapted, done.target)
 
 
 def _by_stream(model: nn.Module, feed: Feed, options: AdaptOptions, tick: Tick) -> _Adapted:
-    from .methods import METHODS, create_method
-
-    known = METHODS[options.method].options
-    if options.layers and "include" not in known:
-        raise InputError(f"--layers: --method {options.method} adapts the whole network")
-    given: dict[str, Any] = {"include": options.layers} if options.layers else {}
-    if "seed" in known:
-        given["seed"] = options.seed
-    online = create_method(options.method, model, **given)
+    method = _stream(model, feed, options)
+    least = method.least_batch
+    online: Online | Guard = Guard(method, model) if options.guard else method
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     left_out = 0
     for images, found in feed.part():
-        if logits and len(images) < online.least_batch:
+        if logits and len(images) < least:
             left_out += len(images)
             continue
         logits.append(online(images).float().cpu())
@@ -250,7 +267,25 @@ def _by_stream(model: nn.Module, feed: Feed, options: AdaptOptions, tick: Tick) 
             labels.append(found.cpu())
         tick("adapt")
     given_labels = torch.cat(labels) if labels else None
-    return online.export(), None, (torch.cat(logits), given_labels), left_out
+    guard = online if isinstance(online, Guard) else None
+    return _Adapted(online.export(), None, (torch.cat(logits), given_labels), left_out, guard)
+
+
+def _stream(model: nn.Module, feed: Feed, options: AdaptOptions) -> Online:
+    """The method on a copy of the model, with what it takes of the options and the pictures."""
+    from .methods import METHODS, create_method
+
+    known = METHODS[options.method].options
+    if options.layers and "include" not in known:
+        raise InputError(f"--layers: --method {options.method} adapts the whole network")
+    pictures = feed.pictures.preprocessing
+    ours: dict[str, Any] = {"seed": options.seed, "mean": pictures.mean, "std": pictures.std}
+    given = {name: value for name, value in ours.items() if name in known}
+    if options.layers:
+        given["include"] = options.layers
+    if options.prior is not None:
+        given["prior"] = options.prior
+    return create_method(options.method, model, **given)
 
 
 @contextmanager

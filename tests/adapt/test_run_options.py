@@ -19,7 +19,7 @@ def test_every_method_has_defaults(method: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "tent", "prior": 4.0}, "--prior: is an option of --method prior, tent has"),
+        ({"method": "cotta", "prior": 4.0}, "--prior: is an option of --method prior or tent"),
         ({"method": "tent", "weight": 0.5}, "--weight: is an option of --method adabn or prior"),
         ({"method": "ema", "mode": "fixed"}, "--mode: is an option of --method adabn or prior"),
         ({"method": "adabn", "momentum": 0.1}, "--momentum: is an option of --method ema"),

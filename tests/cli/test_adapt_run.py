@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
+from normapps.adapt.online.guard import Guard
 from normapps.cli.main import main
 from normapps.files import sha256
 from normapps.models.load import open_model
@@ -129,6 +131,36 @@ def test_every_method_makes_an_ordinary_model_and_judges_it(
         right = float((model(x).argmax(1) == y).double().mean())
         assert torch.equal(model(x), plain.eval()(x))
     assert right == pytest.approx(accuracy["after"]["mean"])
+
+
+def test_a_guard_advises_and_stops(
+    run: Run,
+    digits: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("--method", "tent", "--checkpoint", checkpoint, "--guard", "--batch-size", 50, *SHOWN)
+    shown, _ = run("run", "adapting:digits", digits / "clean", "-o", tmp_path / "same", *words)
+    assert "the guard: Do not adapt: the stream's statistics are" in " ".join(shown.split())
+    strict = functools.partialmethod(Guard.__init__, most_drift=1e-9)  # what no method can hold
+    monkeypatch.setattr(Guard, "__init__", strict)
+    shown, _ = run("run", "adapting:digits", digits / "clean", "-o", tmp_path / "kept", *words)
+    assert "not recommended: Adapting was stopped" in " ".join(shown.split())
+    kept = load_file(tmp_path / "kept" / "model.safetensors")
+    for name, value in load_file(checkpoint).items():
+        assert torch.equal(kept[name], value), name
+
+
+def test_tent_takes_a_prior_with_one_picture_a_batch(
+    run: Run, digits: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ("--method", "tent", "--checkpoint", checkpoint, "--batch-size", 1, *SHOWN)
+    place = digits / "faint"
+    _, errors = run("run", "adapting:digits", place, "-o", tmp_path / "no", *words, code=1)
+    assert "tent, eata and sar take prior=16" in errors.splitlines()[-1]
+    run("run", "adapting:digits", place, "-o", tmp_path / "out", *words, "--prior", 16)
+    assert _report(tmp_path / "out")["options"]["prior"] == 16.0  # type: ignore[index]
 
 
 def _as_tensor(place: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -384,7 +416,7 @@ ODD = {
     ),
     "no logits": ("adapting:mute", (), "no logits are in it"),
     "batch size 1": ("adapting:digits", ("--batch-size", 1), "--mode fixed, or --method prior"),
-    "wrong option": ("adapting:digits", ("--method", "tent", "--prior", 4), "--prior: is an"),
+    "wrong option": ("adapting:digits", ("--method", "ema", "--prior", 4), "--prior: is an"),
     "wrong mean": ("adapting:digits", ("--mean", "1,2"), "--mean: 2 numbers for 1 channels"),
     "unknown model": ("resnet81", (), "did you mean 'resnet18'"),
 }
