@@ -40,7 +40,15 @@ class World:
 
 @contextlib.contextmanager
 def world(device: torch.device) -> Iterator[World]:
-    """Join the process group that torchrun announced, and leave it at the end."""
+    """Join the process group that torchrun announced, and leave it at the end.
+
+    Within a group that was joined before, that one counts and stays: a script that trains several
+    times puts one `world` around all, because torchrun's store takes no second group.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        yield World(distributed.get_rank(), distributed.get_world_size(), local_rank)
+        return
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield World()
         return

@@ -56,9 +56,11 @@ class RecipeOptions:
     weight_decay: float = option(5e-4, "of weights, not of norm layers and biases", low=0)
     warmup: int = option(50, "steps in which the rate rises, of each stage", low=0)
     entropy_weight: float = option(0.1, "of the target's entropy or consensus", low=0)
-    pseudo_weight: float = option(1.0, "of the target's pseudo-labels", low=0)
+    pseudo_weight: float = option(1.0, "of the target's pseudo-labels (dsbn)", low=0)
     diversity_weight: float = option(
-        0.0, "of the entropy of the target's mean prediction, which keeps all classes alive", low=0
+        0.1,
+        "of the entropy of the target's mean prediction, which keeps all classes alive (dsbn)",
+        low=0,
     )
     crop: float = option(
         0.8, "augmentation: smallest side of the window that is scaled up", low=0.05, high=1
@@ -68,6 +70,13 @@ class RecipeOptions:
     jitter: float = option(
         0.2, "augmentation: of brightness, contrast, saturation", low=0, high=0.9
     )
+    appearance: str = option(
+        "none",
+        "give each source picture the look of a random target picture: its histogram, or the low "
+        "frequencies of its spectrum (fda)",
+        choices=("none", "histogram", "fda"),
+    )
+    fda_beta: float = option(0.05, "of fda: how low, as a share of the short side", low=0, high=0.5)
     precision: str = option(
         "float32", "of the network, by autocast", choices=("float32", "bfloat16")
     )
@@ -87,6 +96,11 @@ class RecipeOptions:
             raise InputError(
                 f"--stage-steps {self.stage_steps}: must be below --steps {self.steps}"
             )
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether training, or what follows it, looks at the target."""
+        return self.method in NEEDS_TARGET or self.appearance != "none"
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -122,7 +136,14 @@ class TrainOptions(RecipeOptions, PictureOptions):
         super().__post_init__()
         if not self.source:
             raise UsageError("--source is missing; give the labelled pictures")
-        if self.method in NEEDS_TARGET and not self.target:
-            raise UsageError(f"--method {self.method}: needs the target's pictures, --target")
+        if self.needs_target and not self.target:
+            raise UsageError(f"{needy_flag(self)}: needs the target's pictures, --target")
         if self.test and len(self.test) != len(self.target):
             raise UsageError(f"--test: give one for each of {len(self.target)} --target, or none")
+
+
+def needy_flag(options: RecipeOptions) -> str:
+    """Return the flag and value that make a target necessary."""
+    if options.method in NEEDS_TARGET:
+        return f"--method {options.method}"
+    return f"--appearance {options.appearance}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.appearance import fourier_transfer, match_histogram
 from ...data.augment import augment
 from ...data.pool import Pool
 from ...engine.distributed import World
@@ -74,6 +76,7 @@ class Feed:
         targets: pictures; their labels are not looked at.
         options: batch size, augmentation, seed.
         normalize: from bytes to the network's input.
+        looks: where the source pictures' looks come from, with `options.appearance`.
         views: how differently augmented versions of a target's batch there are, 1 or 2.
         here: this process among all.
         device: where the batches are made.
@@ -89,11 +92,15 @@ class Feed:
         options: RecipeOptions,
         normalize: Normalize,
         *,
+        looks: Sequence[Pool] = (),
         views: int = 1,
         here: World | None = None,
         device: torch.device | None = None,
     ) -> None:
         _check(sources, targets)
+        if options.appearance != "none" and not looks:
+            raise InputError(f"--appearance {options.appearance}: needs target pictures")
+        self.looks = tuple(looks)
         self.sources, self.targets = tuple(sources), tuple(targets)
         self.options, self.views = options, views
         self._normalize, self._here = normalize, here or World()
@@ -113,6 +120,7 @@ class Feed:
         ]
         split = len(self.sources)
         images = [found for found, _ in chosen]
+        images[:split] = self._restyled(images[:split], step)
         labels = tuple(each.to(self._device) for _, each in chosen[:split] if each is not None)
         first = [self._augmented(each, generator) for each in images]
         again = [self._augmented(each, generator) for each in images[split:]]
@@ -122,6 +130,23 @@ class Feed:
             tuple(first[split:]),
             tuple(again) if self.views > 1 else (),
         )
+
+    def _restyled(self, images: list[Tensor], step: int) -> list[Tensor]:
+        """Give each source picture the look of some picture of a target."""
+        if self.options.appearance == "none":
+            return images
+        rng = np.random.default_rng([self.options.seed, step, 1 + self._here.rank])
+        return [torch.stack([self._in_style(each, rng) for each in batch]) for batch in images]
+
+    def _in_style(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        pool = self.looks[int(rng.integers(len(self.looks)))]
+        reference = pool.images[int(rng.integers(len(pool)))]
+        given, wanted = (each.permute(1, 2, 0).numpy() for each in (image, reference))
+        if self.options.appearance == "fda":
+            found = fourier_transfer(given, wanted, self.options.fda_beta)
+        else:
+            found = match_histogram(given, wanted)
+        return torch.from_numpy(found).permute(2, 0, 1).contiguous()
 
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
         chosen = self.options

@@ -26,7 +26,7 @@ from .base import Published
 from .classes import Matched, count_outputs, match_classes, split
 from .evaluation import PoolBatches, Score, judge, right_answers
 from .methods import make_method
-from .options import NEEDS_TARGET, RecipeOptions
+from .options import RecipeOptions, needy_flag
 from .publishing import HELD, WHOLE, folder_names, publish, report_of
 from .sampling import Feed
 from .trainer import Trainer
@@ -127,8 +127,11 @@ def train_domains(
     with world(device) as here:
         device = torch.device("cuda", here.local_rank) if device.type == "cuda" else device
         run = _Run(model, domains, options, folder, here, device, fresh, overwrite)
-        run.loop.run(run.trainer)
-        return run.finish() if run.loop.is_finished else Trained()
+        try:
+            run.loop.run(run.trainer)
+            return run.finish() if run.loop.is_finished else Trained()
+        finally:
+            run.trainer.release()
 
 
 class _Run:
@@ -164,7 +167,8 @@ class _Run:
         self.method.network.to(device)
         feed = Feed(
             domains.sources, domains.targets if self.method.has_target else (), options,
-            self.normalize, views=self.method.views, here=here, device=device,
+            self.normalize, looks=domains.targets, views=self.method.views, here=here,
+            device=device,
         )  # fmt: skip
         self.trainer = Trainer(
             self.method, feed, options, here, device, identity, fresh, self._validate
@@ -268,8 +272,8 @@ def _check(
 ) -> None:
     if not sources:
         raise InputError("no source; training needs labelled pictures")
-    if options.method in NEEDS_TARGET and not targets:
-        raise InputError(f"--method {options.method}: needs the target's pictures, --target")
+    if options.needs_target and not targets:
+        raise InputError(f"{needy_flag(options)}: needs the target's pictures, --target")
     if tests and len(tests) != len(targets):
         raise InputError(f"{len(tests)} test sets for {len(targets)} targets; give one for each")
 

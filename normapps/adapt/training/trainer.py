@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +120,12 @@ class Trainer:
         self.network.load_state_dict(unflatten("network", tensors))
         self.optimizer = self._optimizer()
         restore_optimizer(self.optimizer, tensors)
+
+    def release(self) -> None:
+        """Let go of DDP: a process group that ends before its reducers can hang."""
+        self._forward = self.network
+        if self.here.size > 1:
+            gc.collect()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         chosen = self.options

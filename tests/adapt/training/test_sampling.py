@@ -75,3 +75,21 @@ def test_pools_that_do_not_fit_are_refused(options: RecipeOptions, source: Pool)
         Feed([Pool(source.images)], [], options, normalize)
     with pytest.raises(InputError, match="bring all to one shape"):
         Feed([source], [Pool(source.images[:, :, 1:])], options, normalize)
+
+
+@pytest.mark.parametrize("kind", ["histogram", "fda"])
+def test_sources_can_have_the_targets_look(
+    kind: str, options: RecipeOptions, source: Pool, target: Pool
+) -> None:
+    plain = replace(options, crop=1.0, shift=0.0, flip=0.0, jitter=0.0)
+    chosen = replace(plain, appearance=kind, fda_beta=0.13)
+    before = Feed([source], [target], plain, normalize).batch(3)
+    after = Feed([source], [target], chosen, normalize, looks=[target]).batch(3)
+    again = Feed([source], [], chosen, normalize, looks=[target]).batch(3)
+    paper = before.targets[0].amin(), before.sources[0].amin()
+    assert abs(after.sources[0].median() - paper[0]) < 0.1 < abs(paper[1] - paper[0])
+    assert torch.equal(before.targets[0], after.targets[0])
+    assert torch.equal(after.sources[0], again.sources[0])
+    assert torch.equal(before.labels[0], after.labels[0])
+    with pytest.raises(InputError, match=f"--appearance {kind}: needs target pictures"):
+        Feed([source], [], chosen, normalize)

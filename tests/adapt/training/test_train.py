@@ -43,6 +43,11 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
+def first(pool: Pool) -> torch.Tensor:
+    assert pool.labels is not None
+    return pool.labels[:200]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_in_parts_is_the_run_in_one(
     method: str, options: RecipeOptions, source: Pool, target: Pool, held: Pool, tmp_path: Path
@@ -223,30 +228,36 @@ from conftest import digits
 from test_train import network
 from normapps.adapt.training.options import RecipeOptions
 from normapps.adapt.training.train import train_domains
-options = {options!r}
-result = train_domains(network(4), [digits(0, 700)], [digits(700, 1400, pale=True)],
-                       options, Path({folder!r}))
-print("folders", len(result.folders))
+from normapps.engine.distributed import world
+folder, options = Path({folder!r}), {options!r}
+source, target = digits(0, 200), digits(700, 900, pale=True)
+def run(name, stop_after=0):
+    chosen = replace(options, stop_after=stop_after)
+    return train_domains(network(4), [source], [target], chosen, folder / name)
+with world(torch.device("cpu")):
+    print(f"folders {{len(run('whole').folders)}}\\n", end="")
+    run("parts", 2)
+    run("parts")
 """
 
 
-@pytest.mark.parametrize("method", ["dsbn"])
-def test_two_processes_train_one_network(
-    method: str, options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
+def test_two_processes_train_one_network_and_resume_it(
+    options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
 ) -> None:
     """torchrun with gloo: gradients averaged, files of the first process only, exact resume."""
-    chosen = replace(options, method=method, steps=2)
+    chosen = replace(options, method="dsbn", steps=4, stage_steps=2, lr=0.05)
     script = tmp_path / "script.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = str(Path(__file__).parent)
+    script.write_text(_TWO.format(here=here, options=chosen, folder=str(tmp_path)))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    script.write_text(
-        _TWO.format(here=str(Path(__file__).parent), options=chosen, folder=str(tmp_path / "both"))
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["folders 0", "folders 1"]
-    train_domains(network(4), [source], [target], chosen, tmp_path / "alone")
-    assert not same(tmp_path / "alone", tmp_path / "both")
-    assert len((tmp_path / "both" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()) == 4
+    few = [Pool(each.images[:200], first(each), each.classes) for each in (source, target)]
+    train_domains(network(4), few[:1], few[1:], chosen, tmp_path / "alone")
+    assert not same(tmp_path / "alone", tmp_path / "whole")
