@@ -19,9 +19,7 @@ from ..models.classifier import classifier_name
 from ..norm.convert.sites import find_sites
 from ..norm.domain import DomainModel
 from ..norm.nesting import detached_copy
-
-TRAINED = ("norm", "head", "all")
-"""What a task may train: norm layers and classifier, the classifier alone, the whole network."""
+from .parts import free_
 
 
 class TaskCost(NamedTuple):
@@ -157,8 +155,6 @@ def task_network(
     Raises:
         InputError: no classifier is found, or no norm layer to train.
     """
-    if trained not in TRAINED:
-        raise unknown("part to train", trained, TRAINED)
     made = detached_copy(model)
     name = classifier_name(made)
     old = made.get_submodule(name)
@@ -170,24 +166,6 @@ def task_network(
     made.set_submodule(name, head.to(old.weight.device, old.weight.dtype))
     free_(made, trained)
     return made
-
-
-def free_(model: nn.Module, trained: str) -> None:
-    """Let a part of a network require gradients, and nothing else.
-
-    Raises:
-        InputError: an unknown part, or no norm layer to train.
-    """
-    if trained not in TRAINED:
-        raise unknown("part to train", trained, TRAINED)
-    model.requires_grad_(trained == "all")
-    model.get_submodule(classifier_name(model)).requires_grad_(True)
-    if trained == "norm":
-        sites = find_sites(model)
-        if not sites:
-            raise InputError(f"{type(model).__name__} has no norm layer to train; --train head")
-        for site in sites:
-            site.module.requires_grad_(True)
 
 
 def task_cost(model: nn.Module) -> TaskCost:

@@ -22,6 +22,7 @@ from ...models.load import OpenedModel
 from ...models.preprocessing import Preprocessing
 from ...norm.nesting import detached_copy
 from ...norm.population.fingerprint import digest_of
+from ..parts import free_
 from .base import Published
 from .classes import Matched, count_outputs, match_classes, split
 from .evaluation import PoolBatches, Score, judge, right_answers
@@ -162,6 +163,7 @@ class _Run:
         )  # fmt: skip
         identity = {"weights": _digest(plain), "pictures": [len(p) for p in self._pools()]}
         network = place(detached_copy(plain), device)
+        free_(network, options.train)
         counts = len(domains.sources), len(domains.targets)
         self.method = make_method(network, *counts, options)
         self.method.network.to(device)

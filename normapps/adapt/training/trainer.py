@@ -62,7 +62,7 @@ class Trainer:
         rate = learning_rate(step, self.options, self.method.boundary)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        self.network.train()
+        self.network.train(self.options.train != "head")
         batch = self.feed.batch(step)
         is_half = self.options.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
