@@ -41,7 +41,7 @@ def train(
 
     bar = BatchProgress(0, enabled=not as_json)
     with bar:
-        pool = _Reading(bar)
+        pool = Reading(bar)
         result = adapt_train(model, out, options, say=bar.print, progress=pool, ready=pool.close)
     if as_json:
         print(json.dumps(_facts(result, out), indent=2))
@@ -49,7 +49,7 @@ def train(
         _show(result, out, say)
 
 
-class _Reading:
+class Reading:
     """Pictures read so far, over all places."""
 
     def __init__(self, bar: Any) -> None:
@@ -57,6 +57,7 @@ class _Reading:
         self._totals: dict[str, int] = {}
 
     def __call__(self, place: str, done: int, total: int) -> None:
+        """Show one more picture of a place, which has so many."""
         self._totals[place] = total
         self._bar.advance(place, sum(self._totals.values()))
 
@@ -84,14 +85,15 @@ def _show(result: Trained, out: Path, say: Any) -> None:
         say(f"{out}: stopped before the end; the same command goes on")
         return
     for each in result.scores:
-        lines = [f"{each.name}: {_percent(each.accuracy)}"]
+        lines = [f"{each.name}: {percent(each.accuracy)}"]
         if each.baseline is not None:
-            lines.append(f"baseline {_percent(each.baseline)}")
+            lines.append(f"baseline {percent(each.baseline)}")
         print(", ".join(lines))
     print(f"{result.verdict.verdict}: {result.verdict.reason}")
     for folder in result.folders:
         print(folder)
 
 
-def _percent(share: Estimate) -> str:
+def percent(share: Estimate) -> str:
+    """Return a share in percent with its interval."""
     return f"{100 * share.mean:.1f} % ({100 * share.low:.1f} … {100 * share.high:.1f})"

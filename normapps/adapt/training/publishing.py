@@ -84,7 +84,7 @@ def report_of(
         measured_on: `WHOLE` or `HELD`.
     """
     rows = [
-        [each.name, _points(each.accuracy), _points(each.baseline), _points(each.difference)]
+        [each.name, points(each.accuracy), points(each.baseline), points(each.difference)]
         for each in scores
     ]
     note = (
@@ -111,7 +111,8 @@ def _numbers(score: Score) -> dict[str, Any]:
     }
 
 
-def _points(share: Estimate | None) -> str:
+def points(share: Estimate | None) -> str:
+    """Return a share in percent with its interval; a dash for none."""
     if share is None:
         return "–"
     return f"{100 * share.mean:.1f} ({100 * share.low:.1f} … {100 * share.high:.1f})"
