@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,11 +28,13 @@ def detached_copy(model: nn.Module) -> nn.Module:
     """Return a deep copy, also of a model that keeps tensors of a forward pass with gradient.
 
     Those (timm's LeViT caches its attention biases) have their values in the copy but no graph,
-    where `copy.deepcopy` alone refuses them.
+    where `copy.deepcopy` alone refuses them. Made within `torch.inference_mode`, the copy can be
+    changed and trained outside of it.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in tensors_in(list(vars(module).values())):
-            if tensor.grad_fn is not None:
-                memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(model, memo)
+    with torch.inference_mode(False):
+        for module in model.modules():
+            for tensor in tensors_in(list(vars(module).values())):
+                if tensor.grad_fn is not None:
+                    memo[id(tensor)] = tensor.detach().clone()
+        return copy.deepcopy(model, memo)

@@ -70,7 +70,7 @@ def measure(
               called several times has the model's own statistics while it is measured.
             - `fixed`: every layer with the model's own statistics, whatever the batches. Shards
               that were measured apart merge exactly. A large batch goes through in pieces, where
-              one input of the first batch, run a second time alone, gives what it gave there.
+              the last of the first batch, run a second time alone, gives what it gave there.
         sync: merge over the processes of `group`, each of which reads its part of the data, be it
             none: in one-pass and fixed mode at the end, layerwise after each layer. One-pass so
             equals one process that reads the same batches. An error in one process is raised

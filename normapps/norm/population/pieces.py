@@ -22,7 +22,8 @@ _TOLERANCE = 1e-3
 def piece_size(model: nn.Module, x: Tensor, y: Any, largest: int) -> int | None:
     """Return how many inputs should go through a model at once, None for whole batches.
 
-    Runs the model on one input: pieces are right only where that gives the same as in the batch.
+    Runs the model on the last piece: pieces are right only where that gives the same as in the
+    batch. Not on the first, to which a model that looks at a batch's beginning gives the same.
 
     Args:
         model: in inference mode.
@@ -31,7 +32,7 @@ def piece_size(model: nn.Module, x: Tensor, y: Any, largest: int) -> int | None:
         largest: bytes of its largest activation.
     """
     size = max(1, len(x) * _PIECE_BYTES // max(1, largest))
-    if x.device.type != "cpu" or size >= len(x) or not _is_by_itself(model, x, y):
+    if x.device.type != "cpu" or size >= len(x) or not _splits(model, pieces(x, size)[-1], x, y):
         return None
     return size
 
@@ -41,13 +42,20 @@ def pieces(x: Tensor, size: int | None) -> tuple[Tensor, ...]:
     return (x,) if size is None else x.tensor_split(-(-len(x) // size))
 
 
-def _is_by_itself(model: nn.Module, x: Tensor, y: Any) -> bool:
-    """Whether the first input alone gives what it gave in the batch."""
+def _splits(model: nn.Module, last: Tensor, x: Tensor, y: Any) -> bool:
+    """Whether the last inputs of a batch alone give what they gave in it."""
+    if not _is_a_row_each(y, x) or bool((y == y[:1]).all()):  # rows all alike tell nothing
+        return False
     try:
-        alone = model(x[:1])
+        alone = model(last)
     except Exception:  # whatever it is: a model that wants whole batches is given them
         return False
-    if not (isinstance(alone, Tensor) and isinstance(y, Tensor) and len(y) == len(x)):
+    if not _is_a_row_each(alone, last) or alone.shape[1:] != y.shape[1:]:
         return False
-    scale = float(y.abs().max())
-    return alone.shape == y[:1].shape and torch.allclose(alone, y[:1], 0, _TOLERANCE * scale)
+    return torch.allclose(alone, y[-len(last) :], 0, _TOLERANCE * float(y.abs().max()))
+
+
+def _is_a_row_each(y: Any, x: Tensor) -> bool:
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        return False
+    return y.dim() > 0 and len(y) == len(x) and y.numel() > 0

@@ -454,15 +454,19 @@ def test_shards_in_fixed_mode_merge_to_the_whole() -> None:
 
 
 class Counting(nn.Module):
-    """Passes on what it is given and notes how much; `across` adds the batch's mean to it."""
+    """Passes on what it is given and notes how much; `across` adds the batch's mean to it.
 
-    def __init__(self, across: float = 0.0) -> None:
+    Args:
+        first: take the batch's first input away from it, so that this one alone gives the same.
+    """
+
+    def __init__(self, across: float = 0.0, first: bool = False) -> None:
         super().__init__()
-        self.across, self.sizes = across, list[int]()
+        self.across, self.first, self.sizes = across, first, list[int]()
 
     def forward(self, x: Tensor) -> Tensor:
         self.sizes.append(len(x))
-        return x + self.across * x.mean(0, keepdim=True)
+        return x - x[:1] if self.first else x + self.across * x.mean(0, keepdim=True)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -475,7 +479,7 @@ def test_pieces_give_the_population_of_whole_batches(
     counting = Counting()
     model = nn.Sequential(counting, Small().double())
     found = measure(model, batches, mode="fixed", progress=seen.append)
-    assert counting.sizes == [5, 1, 2, 2, 3, 2, 2]  # one whole, one alone, then pieces
+    assert counting.sizes == [5, 2, 2, 2, 3, 2, 2]  # one whole, its last alone, then pieces
     assert seen == [5, 4, 7]
     renamed = {name.removeprefix("1."): moments for name, moments in found.layers.items()}
     _same(replace(found, layers=renamed), expected, 1e-12)
@@ -491,16 +495,26 @@ def _whole_only(x: Tensor) -> None:
         raise ValueError("needs a pair")
 
 
-@pytest.mark.parametrize("kind", ["across", "raises", "no tensor"])
-def test_a_model_that_mixes_its_inputs_is_given_whole_batches(
+CHANGED: dict[str, Callable[[Tensor], Any]] = {
+    "no tensor": lambda y: {"logits": y},
+    "one number": lambda y: y.mean(),
+    "no numbers": lambda y: y[:, :0],
+    "booleans": lambda y: y > 0,
+    "all alike": torch.zeros_like,
+}
+"""What a model may return that does not say whether its inputs mix."""
+
+
+@pytest.mark.parametrize("kind", ["across", "first", "raises", *CHANGED])
+def test_a_model_that_may_mix_its_inputs_is_given_whole_batches(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting = Counting(0.5 if kind == "across" else 0.0)
+    counting = Counting(0.5 if kind == "across" else 0.0, kind == "first")
     model = nn.Sequential(counting, Small())
     if kind == "raises":
         counting.register_forward_pre_hook(lambda module, args: _whole_only(args[0]))
-    if kind == "no tensor":
-        model.register_forward_hook(lambda module, args, y: {"logits": y})
+    if kind in CHANGED:
+        model.register_forward_hook(lambda module, args, y: CHANGED[kind](y))
     expected = measure(model, _batches(), mode="fixed")
     monkeypatch.setattr(pieces, "_PIECE_BYTES", 1)
     counting.sizes.clear()
