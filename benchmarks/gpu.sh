@@ -11,6 +11,10 @@
 #   benchmarks/gpu.sh test            the tests marked `gpu`
 #   benchmarks/gpu.sh train           start or continue .gpu/run; call again until it says it is done
 #   benchmarks/gpu.sh time            time us and the peers that run on CUDA
+#   benchmarks/gpu.sh prepare-adapt   PACS, digits and EfficientNet-Lite0 to .gpu-adapt/ (62 MB): carry
+#                                     this one in the calls of `adapt`, and .gpu in the others
+#   benchmarks/gpu.sh adapt           train what .gpu-adapt/runs lacks of the adaptation benchmarks;
+#                                     call again, with the runs that came back, until it says it is done
 #
 # RESULTS_TO=FOLDER copies what a stage made there. TRAIN_OPTIONS overrides the options of a new run,
 # STEPS limits a call of `train` (else it is interrupted after CALL_SECONDS and resumes there).
@@ -21,6 +25,7 @@ PYTHON="${PYTHON:-python3}"
 CALL_SECONDS="${CALL_SECONDS:-540}"
 SHARED="${NORMAPPS_SHARED:-../shared}"
 PLACE=.gpu
+ADAPT=.gpu-adapt
 export NORMAPPS_SHARED="$PWD/$PLACE/shared" NORMAPPS_VGG="$PWD/$PLACE/vgg19.bin"
 
 prepare() {
@@ -84,6 +89,33 @@ time_() {
     keep benchmarks/RESULTS.md
 }
 
+prepare_adapt() {
+    mkdir -p "$ADAPT/shared/data"
+    cp "$SHARED"/data/{mnist,usps}.npz "$ADAPT/shared/data/"
+    "$PYTHON" benchmarks/shrink.py 30000000 "$ADAPT/shared/data" "$SHARED"/data/pacs_{photo,art_painting,cartoon}.tar
+    "$PYTHON" benchmarks/lite0.py "$ADAPT/lite0"
+    du -sh "$ADAPT"
+}
+
+# A run takes a minute or two; one that the clock cuts off begins again.
+adapt() {
+    local status=0
+    ADAPT_OPTIONS="${ADAPT_OPTIONS:---seeds 3 --steps 800 --size 176 --precision bfloat16}"
+    for task in pacs digits; do
+        # shellcheck disable=SC2086
+        timeout --signal=INT --kill-after=30 "$((CALL_SECONDS - SECONDS))" "$PYTHON" benchmarks/adapt.py \
+            "$task" --shared "$ADAPT/shared" --runs "$ADAPT/runs" --base "$ADAPT/lite0" \
+            --device "${DEVICE:-cuda}" $ADAPT_OPTIONS || { status=$?; break; }
+    done
+    find "$ADAPT/runs" \( -name '*.safetensors' -o -name tensorboard \) -prune -exec rm -rf {} +
+    keep "$ADAPT/runs" benchmarks/RESULTS.md
+    case $status in
+        0) echo "done" ;;
+        124 | 130) echo "stopped after $CALL_SECONDS s; call again to continue" ;;
+        *) return "$status" ;;
+    esac
+}
+
 keep() {
     [ -z "${RESULTS_TO:-}" ] || cp -r "$@" "$RESULTS_TO"
 }
@@ -93,5 +125,7 @@ case "${1:-}" in
     test) install; test_ ;;
     train) install; train ;;
     time) install; time_ ;;
+    prepare-adapt) prepare_adapt ;;
+    adapt) install; adapt ;;
     *) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
