@@ -8,12 +8,15 @@ from typing import Any
 
 from ..measure.agreement import Agreement, Answers, confidences
 from ..measure.interval import Estimate
-from ..measure.plots import Bars, Histograms
+from ..measure.plots import Dots, Histograms
 from ..measure.report import Figure, Report, Section, Table, Verdict
 from .trial import Trial
 from .verdict import Evidence
 
 _BEFORE, _AFTER = "before", "after"
+
+_FLOOR = 1e-4
+"""Nats where the plot of distances begins: what is less is rounding, or as good as none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +131,13 @@ def _distance_sections(trial: Trial) -> list[Section]:
         series["between halves"] = [chance.get(name, 0.0) for name in names]
     note = (
         "Symmetric KL divergence between the statistics that a layer normalizes with and those of"
-        " the pictures, in nats, mean over its channels, from the first layer down."
+        " the pictures, in nats, mean over its channels, from the first layer down. The plot draws"
+        f" what is below {_FLOOR:g} at its left edge."
     )
     floor = (
         " Between halves: the same between two halves of the pictures, which is what chance does."
     )
-    figure = Figure(Bars(names, series, "nats", is_log=True), note + floor * bool(chance))
+    figure = Figure(Dots(names, series, "nats", _FLOOR), note + floor * bool(chance))
     rows: list[list[str | float]] = [
         [name, *(values[i] for values in series.values())] for i, name in enumerate(names)
     ]

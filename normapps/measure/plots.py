@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,10 @@ BEFORE, AFTER = "#9aa5b1", "#1f6feb"
 
 _COLOURS = (BEFORE, AFTER, "#d97706", "#059669")
 _MOST_TICKS = 60
-"""Names beside bars; of more layers only every second, third, … is named."""
+"""Names beside rows; of more layers only every second, third, … is named."""
 
-_DECADES = 1e6
-"""How far a logarithmic axis goes down from the largest value; less is rounding."""
+_MARKS = ("o", "o", "|", "|")
+"""Dots for the first two series of `Dots`, dashes for what they are compared with."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,28 @@ class Bars:
         names: what the bars stand for, such as layers.
         series: values by the name of the series; one that is not finite has no bar.
         axis: what the values are, with their unit.
-        is_log: draw the values logarithmically; 0 and less has no bar.
     """
 
     names: Sequence[str]
     series: Mapping[str, Sequence[float]]
     axis: str
-    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A row a name and a mark a series on a logarithmic axis, where bars would start anywhere.
+
+    Attributes:
+        names: what the rows stand for, such as layers, the first at the top.
+        series: values by the name of the series; one that is not finite has no mark.
+        axis: what the values are, with their unit.
+        floor: where the axis begins; what is less, and 0, is drawn there.
+    """
+
+    names: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    axis: str
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class Lines:
     axes: tuple[str, str] = field(default=("", ""))
 
 
-Plot = Bars | Histograms | Lines
+Plot = Bars | Dots | Histograms | Lines
 
 
 def can_plot() -> bool:
@@ -96,7 +112,7 @@ def render(plot: Plot) -> bytes:
         figure = Figure(figsize=(8, _height(plot)), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x" if isinstance(plot, Bars) else "y", color="#e5e7eb")
+        axes.grid(axis="x" if isinstance(plot, Bars | Dots) else "y", color="#e5e7eb")
         _draw(plot, axes)
         if len(plot.series) > 1:
             figure.legend(loc="outside upper right", ncols=len(plot.series), frameon=False)
@@ -106,7 +122,9 @@ def render(plot: Plot) -> bytes:
 
 
 def _height(plot: Plot) -> float:
-    """Inches: room for every bar, at most as many as a page can show."""
+    """Inches: room for every bar or row, at most as many as a page can show."""
+    if isinstance(plot, Dots):
+        return 1.5 + min(11.0, 0.14 * len(plot.names))
     if not isinstance(plot, Bars):
         return 3.0
     return 1.5 + min(11.0, 0.19 * len(plot.names) * max(1, len(plot.series) / 2))
@@ -115,6 +133,8 @@ def _height(plot: Plot) -> float:
 def _draw(plot: Plot, axes: Axes) -> None:
     if isinstance(plot, Bars):
         _draw_bars(plot, axes)
+    elif isinstance(plot, Dots):
+        _draw_dots(plot, axes)
     elif isinstance(plot, Histograms):
         _draw_histograms(plot, axes)
     else:
@@ -129,15 +149,36 @@ def _draw_bars(plot: Bars, axes: Axes) -> None:
         places = [i + thick * (number - (len(plot.series) - 1) / 2) for i in range(len(values))]
         colour = _colours(plot)[number] if len(plot.series) > 1 else AFTER
         axes.barh(places, values, height=thick, label=name, color=colour)
+    _name_rows(plot, axes)
+
+
+def _draw_dots(plot: Dots, axes: Axes) -> None:
+    rows = range(len(plot.names))
+    finite = [each for values in plot.series.values() for each in values if math.isfinite(each)]
+    axes.set_xscale("log")
+    axes.set_xlim(plot.floor, max([10 * plot.floor, *(2 * each for each in finite)]))
+    if len(plot.series) > 1:
+        first, second = (_raised(values, plot.floor) for values in list(plot.series.values())[:2])
+        axes.hlines(rows, first, second, color=BEFORE, linewidth=1)
+    marks = (*_MARKS, *_MARKS[-1:] * len(plot.series))
+    for (name, values), colour, mark in zip(
+        plot.series.items(), _colours(plot), marks, strict=False
+    ):
+        style: dict[str, Any] = {"marker": mark, "s": 18, "zorder": 3, "clip_on": False}
+        axes.scatter(_raised(values, plot.floor), rows, label=name, color=colour, **style)
+    axes.grid(axis="y", color="#f3f4f6")
+    _name_rows(plot, axes)
+
+
+def _raised(values: Sequence[float], floor: float) -> list[float]:
+    return [max(each, floor) if math.isfinite(each) else math.nan for each in values]
+
+
+def _name_rows(plot: Bars | Dots, axes: Axes) -> None:
     every = -(-len(plot.names) // _MOST_TICKS) or 1
     axes.set_yticks(range(0, len(plot.names), every), list(plot.names)[::every], fontsize=7)
     axes.set_ylim(len(plot.names) - 0.5, -0.5)
     axes.set_xlabel(plot.axis)
-    if plot.is_log and (
-        positive := [x for values in plot.series.values() for x in values if x > 0]
-    ):
-        axes.set_xscale("log")
-        axes.set_xlim(left=max(min(positive) / 2, max(positive) / _DECADES))
 
 
 def _draw_histograms(plot: Histograms, axes: Axes) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from normapps.measure import report as module
-from normapps.measure.plots import AFTER, Bars, Histograms, Lines, Plot, can_plot, render
+from normapps.measure.plots import AFTER, Bars, Dots, Histograms, Lines, Plot, can_plot, render
 from normapps.measure.report import (
     UNDECIDED,
     Figure,
@@ -100,12 +100,13 @@ def test_a_missing_matplotlib_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     "plot",
     [
         BARS,
-        Bars([f"layer{i}" for i in range(300)], {"x": list(range(1, 301))}, "nats", is_log=True),
-        Bars(["nothing"], {"x": [0.0]}, "nats", is_log=True),
+        Bars([f"layer{i}" for i in range(300)], {"x": list(range(1, 301))}, "nats"),
+        Dots([f"layer{i}" for i in range(300)], {"x": list(range(1, 301))}, "nats", 1e-4),
+        Dots(["nothing"], {"x": [0.0], "y": [0.0], "z": [float("nan")]}, "nats", 1e-4),
         Histograms({"before": [0.1, 0.9], "after": []}, "confidence"),
         Lines([1, 2, 3], {"loss": [3.0, float("nan"), 1.0]}, ("step", "loss")),
     ],
-    ids=["bars", "many", "zero", "histograms", "lines"],
+    ids=["bars", "many", "many-dots", "zero", "histograms", "lines"],
 )
 def test_plots_are_png_of_one_width_and_always_the_same(plot: Plot) -> None:
     png = render(plot)
@@ -124,6 +125,24 @@ def test_longer_bars_are_longer() -> None:
     assert widths.max() == pytest.approx(4 * widths.min(), rel=0.05)
     rows = np.flatnonzero(blue.any(1))
     assert blue[rows[0]].sum() < blue[rows[-1]].sum()  # in their order from the top
+
+
+def _dots(*values: float) -> tuple[bytes, np.ndarray]:
+    """A plot of such values, and the columns of its blue dots from the top row down."""
+    names = [f"layer{i}" for i in range(len(values))]
+    png = render(Dots(names, {"before": [1.0] * len(values), "after": values}, "nats", 1e-4))
+    colour = [int(AFTER[i : i + 2], 16) for i in (1, 3, 5)]
+    blue = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) == colour).all(2)
+    rows = np.flatnonzero(blue[60:].any(1)) + 60  # below the legend
+    centres = [np.flatnonzero(blue[row]).mean() for row in rows]
+    starts = np.flatnonzero(np.diff(rows, prepend=-9) > 1)
+    return png, np.array([centres[start] for start in starts])
+
+
+def test_a_logarithmic_axis_is_cut_at_its_floor() -> None:
+    assert _dots(1e-13, 0.1)[0] == _dots(0.0, 0.1)[0] == _dots(1e-4, 0.1)[0]
+    floor, middle, right = _dots(1e-13, 1e-3, 0.1)[1]
+    assert right - floor == pytest.approx(3 * (middle - floor), abs=3)  # 3 decades and 1
 
 
 def test_style_and_sections_need_no_script() -> None:
