@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from .methods import create_method as create_method
     from .methods import list_methods as list_methods
     from .online.base import Online as Online
+    from .online.guard import Guard as Guard
     from .prior import prior as prior
     from .prior import prior_ as prior_
 
 _LAZY = {
     "Adaptation": "adaptation",
+    "Guard": "online.guard",
     "Online": "online.base",
     "adabn": "adabn",
     "adabn_": "adabn",
@@ -37,6 +39,7 @@ _LAZY = {
 
 __all__ = [
     "Adaptation",
+    "Guard",
     "Online",
     "adabn",
     "adabn_",

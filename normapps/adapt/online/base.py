@@ -31,8 +31,9 @@ __all__ = ["Online", "collect_params", "configure_model", "plain_copy", "streami
 class Online(nn.Module):
     """A test-time method: `online(x)` adapts to a batch and returns its logits.
 
-    A batch that is refused (an `InputError`) leaves the statistics as they were, and with one
-    step a batch the parameters too, so that the stream can go on with the next one.
+    A batch that is refused (an `InputError`) leaves the statistics and what the method itself keeps
+    as they were, and with one step a batch the parameters too, so that the stream can go on with
+    the next one.
 
     Args:
         model: as `configure_model` returns it; adapting changes it.
@@ -91,7 +92,7 @@ class Online(nn.Module):
             self._remember()
             if self.episodic:
                 self.reset()
-            x = x.clone() if x.is_inference() else x
+            x = x.clone() if x.is_inference() else x.detach()  # what made x is not ours to train
             with self._whole_or_not_at_all():
                 logits = self.step(x)
                 if self.steps > 1:
@@ -264,7 +265,7 @@ class Online(nn.Module):
     def _check_statistics(self) -> None:
         """Variances that overflow normalize to finite zeros, but would stay in the stream."""
         found = [each.var for each in self._ledger.heard]
-        found += [_variance(one) for one in self._streaming()[0] if one.rule in _AT_ONCE]
+        found += [_variance(one) for one in self._streaming()[1] if one.rule in _AT_ONCE]
         same = [each.to(found[0].device) for each in found]
         if found and not bool(torch.cat(same).isfinite().all()):
             raise InputError(
@@ -274,14 +275,15 @@ class Online(nn.Module):
 
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Let the layers' statistics take part in a batch that brings up no error."""
+        """Let statistics and the method's own values take part in a batch without an error."""
         layers = self._streaming()[1]
         at_once = [each for one in layers if one.rule in _AT_ONCE for each in _moving(one)]
-        kept = [each.clone() for each in at_once]
+        kept, own = [each.clone() for each in at_once], self.own_state()
         try:
             with self._ledger.batch():
                 yield
-        except Exception:
+        except BaseException:  # an interrupt, too
+            self.load_own_state(own)
             with torch.no_grad():
                 for tensor, before in zip(at_once, kept, strict=True):
                     tensor.copy_(before)
@@ -296,13 +298,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """Return what `Online.export` does, of any network that `configure_model` has prepared."""
     plain = detached_copy(model)
     layers = streaming_layers(plain)
-    for layer in layers.values():
-        layer.settle_()
-        layer.frozen = layer.was_frozen
-    if layers:
-        plain = convert_norm(plain, "batch", include=list(layers))
-        plain = convert_norm(plain, "torch", include=list(layers))
-    return plain.eval().requires_grad_(True)
+    with torch.inference_mode(False):
+        for layer in layers.values():
+            layer.settle_()
+            layer.frozen = layer.was_frozen
+        if layers:
+            plain = convert_norm(plain, "batch", include=list(layers))
+            plain = convert_norm(plain, "torch", include=list(layers))
+        return plain.eval().requires_grad_(True)
 
 
 def _variance(layer: StreamingNorm) -> Tensor:

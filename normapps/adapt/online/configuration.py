@@ -89,9 +89,15 @@ def configured_copy(model: nn.Module, *, prior: float = 0.0, **options: Any) -> 
 
 
 def collect_params(model: nn.Module) -> tuple[list[nn.Parameter], list[str]]:
-    """Return the norm layers' scales and shifts that require a gradient, and their names."""
-    found = {name: each for name, each in _affine(find_sites(model)).items() if each.requires_grad}
-    return list(found.values()), list(found)
+    """Return the norm layers' scales and shifts that require a gradient, and their names.
+
+    One that several layers share is there once, by its first name.
+    """
+    found: dict[int, tuple[nn.Parameter, str]] = {}
+    for name, each in _affine(find_sites(model)).items():
+        if each.requires_grad:
+            found.setdefault(id(each), (each, name))
+    return [each for each, _ in found.values()], [name for _, name in found.values()]
 
 
 def streaming_layers(model: nn.Module) -> dict[str, StreamingNorm]:

@@ -90,6 +90,7 @@ class Cotta(Online):
             asked = self.views if confidence < self._threshold(target.shape[1]) else 0
             if asked:
                 target = self._averaged(x)
+        self._check_statistics()
         loss = consistency(logits, target, self.symmetric).mean()
         self.descend(loss)
         move_teacher_(self.teacher, self.model, self.teacher_momentum)

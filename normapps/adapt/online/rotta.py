@@ -123,6 +123,7 @@ class Rotta(Online):
             target = predict(self.teacher, samples).softmax(1)
         weight = timeliness(memory.ages()).to(target)
         loss = (soft_cross_entropy(predict(self.model, view), target) * weight).mean()
+        self._check_statistics()
         self.descend(loss)
         move_teacher_(self.teacher, self.model, self.teacher_momentum)
         self.facts = {"loss": float(loss.detach())}
