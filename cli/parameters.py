@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -61,14 +61,19 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Any:
     name, short = flag(field.name), field.metadata.get("short")
     if hint is bool:
         name = f"{name}/--no-{name[2:]}"
-    repeatable = get_origin(hint) is tuple
     return typer.Option(
         list(field.default) if isinstance(field.default, tuple) else field.default,
         *([name, short] if short else [name]),
         help=_help(field),
-        metavar=f"<{get_args(hint)[0].__name__}>" if repeatable else None,
+        metavar=_metavar(field, hint),
         show_default=field.default is not False,
     )
+
+
+def _metavar(field: dataclasses.Field[Any], hint: Any) -> str | None:
+    if choices := field.metadata.get("choices"):
+        return f"<{'|'.join(choices)}>"
+    return f"<{get_args(hint)[0].__name__}>" if get_origin(hint) is tuple else None
 
 
 def _help(field: dataclasses.Field[Any]) -> str:
@@ -80,14 +85,15 @@ def _help(field: dataclasses.Field[Any]) -> str:
 
 
 def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
-    """The type that typer parses: choices as a Literal, a tuple of any length as a list."""
+    """The type that typer parses: a tuple of any length as a list. Choices are checked by the
+    options, whose line is shorter than typer's and suggests the nearest.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         inner = [_annotation(field, part) for part in get_args(hint) if part is not type(None)]
         return inner[0] | None
     if get_origin(hint) is tuple:
         return list[_annotation(field, get_args(hint)[0])]  # type: ignore[misc]
-    choices = field.metadata.get("choices")
-    return Literal[choices] if choices else hint
+    return hint
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ same name, so that name, default and help text stand in one place.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 from pathlib import Path
@@ -70,7 +71,9 @@ def validate(options: Any) -> None:
 def _check_choice(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata.get("choices", ())
     if choices and value not in choices:
-        raise InputError(f"{flag(field.name)} {value!r}: choose one of {', '.join(choices)}")
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise InputError(f"{flag(field.name)} {value!r}: choose one of {', '.join(choices)}{hint}")
 
 
 def _check_pattern(field: dataclasses.Field[Any], value: Any) -> None:

@@ -56,9 +56,13 @@ def test_the_metadata_is_what_the_command_line_needs() -> None:
         ({"speed": 4e8}, "--speed 400000000.0: must be at most 300000000.0"),
         ({"style_size": 8}, "--style-size 8: must be at least 16"),
         ({"steps": "many"}, "--steps 'many': must be a number"),
-        ({"mode": "luna"}, "--mode 'luna': choose one of none, luma"),
+        ({"mode": "luna"}, "--mode 'luna': choose one of none, luma; did you mean 'luma'?"),
+        ({"mode": "x"}, "--mode 'x': choose one of none, luma"),
         ({"weights": (0.5, -1.0)}, "--weights -1.0: must be at least 0"),
-        ({"looks": ("soft", "sofd")}, "--looks 'sofd': choose one of soft, hard"),
+        (
+            {"looks": ("soft", "sofd")},
+            "--looks 'sofd': choose one of soft, hard; did you mean 'soft'?",
+        ),
     ],
 )
 def test_what_is_refused_names_the_flag_and_the_remedy(
