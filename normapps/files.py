@@ -55,6 +55,21 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Non
     _check_target(path, Path(os.path.realpath(path)), overwrite)
 
 
+def check_parent(path: str | os.PathLike[str]) -> None:
+    """Find out, before long work, whether something could be made at a path; makes nothing.
+
+    Raises:
+        InputError: the folder that would hold it, or the first of its parents that is there, is a
+            file or may not be written to.
+    """
+    real = Path(os.path.realpath(path))
+    near = next(parent for parent in real.parents if parent.exists())
+    if not near.is_dir():
+        raise InputError(f"{path}: cannot be made, {near} is a file; name another place")
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be made, {near} is not writable; name another place")
+
+
 def _check_target(path: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise InputError(f"{path}: is a folder, not a file to write")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from normapps.errors import InputError
-from normapps.files import atomic_path, check_writable, sha256, write_text
+from normapps.files import atomic_path, check_parent, check_writable, sha256, write_text
 
 root_writes_everywhere = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
@@ -190,6 +190,19 @@ def test_what_is_no_file_to_write(tmp_path: Path) -> None:
         write_text(tmp_path / ("x." + "y" * 250), "x")
     assert (tmp_path / "file").read_text() == "x"
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_the_nearest_folder_says_whether_something_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_parent(tmp_path / "a" / "b" / "c")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"b: cannot be made, .*file is a file; name another"):
+        check_parent(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(InputError, match=rf"b: cannot be made, {tmp_path} is not writable"):
+        check_parent(tmp_path / "a" / "b")
 
 
 @root_writes_everywhere

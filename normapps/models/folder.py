@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, unknown
-from ..files import atomic_path, sha256, write_text
+from ..files import atomic_path, check_parent, sha256, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -298,6 +298,7 @@ def check_target(folder: str | os.PathLike[str], overwrite: bool = False) -> Non
     target = Path(folder)
     if target.is_file():
         raise InputError(f"{target}: is a file, not a folder to write a model to")
+    check_parent(target)
     if not target.exists() or not any(target.iterdir()):
         return
     if not overwrite:
