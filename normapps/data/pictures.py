@@ -243,7 +243,7 @@ def batch_order(
     """Return positions in the order in which `batches` takes them; arguments as there.
 
     Raises:
-        InputError: a batch size below 1, or a shard without a batch.
+        InputError: a batch size below 1, or fewer batches than shards.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1")
@@ -252,10 +252,11 @@ def batch_order(
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     number, shards = shard
     starts = range((number - 1) * batch_size, count, shards * batch_size)
-    if not 1 <= number <= shards or not starts:
+    full = math.ceil(count / batch_size)
+    if not 1 <= number <= shards or full < shards:  # every shard says so, not only the empty one
         raise InputError(
-            f"--shard {number}/{shards}: {count} pictures are {math.ceil(count / batch_size)}"
-            f" batches of {batch_size}; give fewer shards, or a smaller --batch-size"
+            f"--shard {number}/{shards}: needs {shards} batches, and {count} pictures fill {full}"
+            f" of {batch_size}; give fewer shards, or a smaller --batch-size"
         )
     return [index for start in starts for index in order[start : start + batch_size]]
 
