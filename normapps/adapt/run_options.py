@@ -74,8 +74,9 @@ class AdaptOptions(PictureOptions):
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, methods in _ONLY_FOR.items():
             if getattr(self, name) != defaults[name] and self.method not in methods:
+                several = f"{', '.join(methods[:-1])} or " if len(methods) > 1 else ""
                 raise InputError(
-                    f"{flag(name)}: is an option of --method {' or '.join(methods)},"
+                    f"{flag(name)}: is an option of --method {several}{methods[-1]},"
                     f" {self.method} has none"
                 )
         self.check_batch(self.batch_size, f"--batch-size {self.batch_size}")

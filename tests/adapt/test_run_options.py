@@ -19,8 +19,14 @@ def test_every_method_has_defaults(method: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "cotta", "prior": 4.0}, "--prior: is an option of --method prior or tent"),
-        ({"method": "tent", "weight": 0.5}, "--weight: is an option of --method adabn or prior"),
+        (
+            {"method": "cotta", "prior": 4.0},
+            "--prior: is an option of --method prior, tent, eata or sar, cotta has none",
+        ),
+        (
+            {"method": "tent", "weight": 0.5},
+            "--weight: is an option of --method adabn, prior, ema or cumulative, tent",
+        ),
         ({"method": "ema", "mode": "fixed"}, "--mode: is an option of --method adabn or prior"),
         ({"method": "adabn", "momentum": 0.1}, "--momentum: is an option of --method ema"),
         ({"method": "bn"}, "--method 'bn': choose one of adabn"),
