@@ -165,33 +165,24 @@ def look(model: nn.Module, feed: Feed, tick: Tick, stage: str) -> Look:
 
 
 class _Answers:
-    """The logits of a model that somebody else runs, in the order of the batches.
-
-    A batch may go through in pieces, and its beginning once more, as `measure` does to find out
-    whether pieces give the same: what comes after all of a batch was heard is left out.
-    """
+    """The logits of a model that somebody else runs, and the labels, in the order of the batches."""
 
     def __init__(self, tick: Callable[[], object]) -> None:
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
-        self._missing = 0
         self._tick = tick
 
     def through(self, part: Part) -> Iterator[Tensor]:
         """Yield a part's images, and keep its labels."""
         for images, labels in part:
-            self._missing = len(images)
             if labels is not None:
                 self.labels.append(labels.cpu())
             yield images
 
     def hear(self, module: nn.Module, args: Any, output: Any) -> None:
         """Keep what the model returned."""
-        if self._missing > 0:
-            self.logits.append(logits_of(output).float().cpu())
-            self._missing -= len(self.logits[-1])
-            if self._missing <= 0:
-                self._tick()
+        self.logits.append(logits_of(output).float().cpu())
+        self._tick()
 
 
 def look_size(feed: Feed) -> int:

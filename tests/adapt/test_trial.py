@@ -15,7 +15,6 @@ from normapps.adapt.run_options import AdaptOptions
 from normapps.adapt.trial import look, look_size, try_method
 from normapps.data.pictures import Pictures
 from normapps.models.preprocessing import Preprocessing
-from normapps.norm.population import pieces
 from normapps.norm.population.algebra import distance
 from normapps.norm.population.measuring import measure
 from normapps.norm.population.statistics import Population
@@ -40,12 +39,7 @@ def _model() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24, 3)).eval()
 
 
-@pytest.mark.parametrize("piece_bytes", [None, 1], ids=["whole", "in pieces"])
-def test_a_look_has_the_models_answers_in_order(
-    feed: Feed, monkeypatch: pytest.MonkeyPatch, piece_bytes: int | None
-) -> None:
-    if piece_bytes:
-        monkeypatch.setattr(pieces, "_PIECE_BYTES", piece_bytes)
+def test_a_look_has_the_models_answers_in_order(feed: Feed) -> None:
     model, told = _model(), []
     found = look(model, feed, told.append, "before")
     halves = [list(feed.part(number, 2)) for number in (1, 2)]

@@ -17,7 +17,6 @@ from .agreement import agreeing
 from .batch_moments import batch_moments
 from .fingerprint import Fingerprint
 from .listening import Borrowed, Source, inference, listening
-from .pieces import piece_size, pieces
 from .statistics import (
     Population,
     digest,
@@ -69,8 +68,7 @@ def measure(
               average, so samples and augmentations must repeat themselves. A layer that is
               called several times has the model's own statistics while it is measured.
             - `fixed`: every layer with the model's own statistics, whatever the batches. Shards
-              that were measured apart merge exactly. A large batch goes through in pieces, where
-              the last of the first batch, run a second time alone, gives what it gave there.
+              that were measured apart merge exactly.
         sync: merge over the processes of `group`, each of which reads its part of the data, be it
             none: in one-pass and fixed mode at the end, layerwise after each layer. One-pass so
             equals one process that reads the same batches. An error in one process is raised
@@ -115,12 +113,11 @@ class _Listener:
     ) -> None:
         self.model, self.layers, self.source, self.group = model, layers, source, group
         self.tally = Tally()
-        self.largest = 0  # bytes of an activation
 
     def at_once(self, batchwise: bool) -> dict[str, Moments]:
         """Measure all layers in one pass, normalizing each batch by itself if `batchwise`."""
         if not batchwise:
-            return self.hear(self.layers, _stay, in_pieces=True)
+            return self.hear(self.layers, _stay)
         with Borrowed(self.layers) as borrowed:
 
             def normalize(name: str, x: Tensor, moments: Moments) -> None:
@@ -147,41 +144,22 @@ class _Listener:
                     borrowed.write(name, *stored(found[name]))
         return found
 
-    def hear(self, names: Iterable[str], then: Then, in_pieces: bool = False) -> dict[str, Moments]:
+    def hear(self, names: Iterable[str], then: Then) -> dict[str, Moments]:
         """Measure some layers in one pass, over all processes; float64 on the CPU."""
-        layers = {name: self.layers[name] for name in names}
-        self.tally = Tally()
+        tally, layers = Tally(), {name: self.layers[name] for name in names}
+        self.tally = tally
         partitions = {name: partition_of(layer) for name, layer in layers.items()}
 
         def hear(name: str, x: Tensor) -> None:
             moments = _measure(partitions[name], x)
-            self.tally.add(name, moments)
-            self.largest = max(self.largest, x.numel() * x.element_size())
+            tally.add(name, moments)
             then(name, x, moments)
 
         with self.agreeing(), listening(layers, hear):
-            self.read(in_pieces)
-        return self.join(
-            self.tally.result(), {name: _nothing(layer) for name, layer in layers.items()}
-        )
-
-    def read(self, in_pieces: bool) -> None:
-        """Run the model over the source; after the first batch in pieces, if they are asked for."""
-        size, is_open = None, in_pieces
-        for x in self.source:
-            for piece in pieces(x, size):
-                y = self.forward(piece)
-                self.tally.close()
-            if is_open:
-                size, is_open = self.piece_size(x, y), False
-
-    def piece_size(self, x: Tensor, y: Any) -> int | None:
-        """Choose the size of pieces, once a batch went through, without counting what is heard."""
-        tally, self.tally = self.tally, Tally()
-        try:
-            return piece_size(self.model, x, y, self.largest)
-        finally:
-            self.tally = tally
+            for x in self.source:
+                self.forward(x)
+                tally.close()
+        return self.join(tally.result(), {name: _nothing(layer) for name, layer in layers.items()})
 
     def order(self) -> dict[str, bool]:
         """Return the layers that the first batch comes to, in that order: are they called once."""
@@ -196,10 +174,10 @@ class _Listener:
         ordered = sorted(known, key=lambda name: float(known[name].mean[0, 0]))
         return {name: float(known[name].mean[0, 1]) == 1 for name in ordered}
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> None:
         """Run the model as far as needed."""
         with suppress(_Reached):
-            return self.model(x)
+            self.model(x)
 
     def so_far(self, name: str) -> Moments:
         """Return what the earlier batches gave for a layer in which this one has one value.

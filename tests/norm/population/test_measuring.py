@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 import normapps.models  # noqa: F401  the guard of timm
 from normapps.errors import InputError
-from normapps.norm.population import pieces
 from normapps.norm.population.algebra import merge
 from normapps.norm.population.measuring import MODES, measure
 from normapps.norm.population.statistics import Population, apply_, population_layers
@@ -451,76 +449,6 @@ def test_shards_in_fixed_mode_merge_to_the_whole() -> None:
         measure(model, part, mode="fixed") for part in (batches[:2], batches[2:3], batches[3:])
     ]
     _same(merge(shards), whole, 1e-6)
-
-
-class Counting(nn.Module):
-    """Passes on what it is given and notes how much; `across` adds the batch's mean to it.
-
-    Args:
-        first: take the batch's first input away from it, so that this one alone gives the same.
-    """
-
-    def __init__(self, across: float = 0.0, first: bool = False) -> None:
-        super().__init__()
-        self.across, self.first, self.sizes = across, first, list[int]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.sizes.append(len(x))
-        return x - x[:1] if self.first else x + self.across * x.mean(0, keepdim=True)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_pieces_give_the_population_of_whole_batches(
-    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches = [x.contiguous(memory_format=memory_format) for x in _batches((5, 4, 7))]
-    expected, seen = measure(Small().double(), batches, mode="fixed"), list[int]()
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 3 * 8 * 6 * 9 * 9)  # three inputs behind conv1
-    counting = Counting()
-    model = nn.Sequential(counting, Small().double())
-    found = measure(model, batches, mode="fixed", progress=seen.append)
-    assert counting.sizes == [5, 2, 2, 2, 3, 2, 2]  # one whole, its last alone, then pieces
-    assert seen == [5, 4, 7]
-    renamed = {name.removeprefix("1."): moments for name, moments in found.layers.items()}
-    _same(replace(found, layers=renamed), expected, 1e-12)
-    _check(found, _reference(model, batches, "fixed"), 1e-10)
-    for mode in ("one-pass", "layerwise"):
-        counting.sizes.clear()
-        measure(model, batches, mode=mode)
-        assert set(counting.sizes) == {5, 4, 7}
-
-
-def _whole_only(x: Tensor) -> None:
-    if len(x) == 1:
-        raise ValueError("needs a pair")
-
-
-CHANGED: dict[str, Callable[[Tensor], Any]] = {
-    "no tensor": lambda y: {"logits": y},
-    "one number": lambda y: y.mean(),
-    "no numbers": lambda y: y[:, :0],
-    "booleans": lambda y: y > 0,
-    "all alike": torch.zeros_like,
-}
-"""What a model may return that does not say whether its inputs mix."""
-
-
-@pytest.mark.parametrize("kind", ["across", "first", "raises", *CHANGED])
-def test_a_model_that_may_mix_its_inputs_is_given_whole_batches(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counting = Counting(0.5 if kind == "across" else 0.0, kind == "first")
-    model = nn.Sequential(counting, Small())
-    if kind == "raises":
-        counting.register_forward_pre_hook(lambda module, args: _whole_only(args[0]))
-    if kind in CHANGED:
-        model.register_forward_hook(lambda module, args, y: CHANGED[kind](y))
-    expected = measure(model, _batches(), mode="fixed")
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 1)
-    counting.sizes.clear()
-    found = measure(model, _batches(), mode="fixed")
-    assert [size for size in counting.sizes if size > 1] == [5, 4, 7]
-    _same(found, expected, 1e-12)
 
 
 def test_one_pass_is_the_same_for_the_same_batches_only() -> None:
