@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["resnet18", "mobilenetv2_100"])
     parser.add_argument("--layouts", nargs="+", default=["contiguous", "channels_last"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batches", type=int, default=4, help="forward passes a timing")
+    parser.add_argument("--batches", type=int, default=8, help="forward passes a timing")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=224, help="side of the pictures")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds")
@@ -66,11 +66,14 @@ def _arguments() -> argparse.Namespace:
 def _row(name: str, layout: str, threads: int, options: argparse.Namespace) -> list[str]:
     from normapps.measure.timing import interleave
     from normapps.models.builders import timm_model
+    from normapps.norm.population import apply_, measure
 
     memory: Any = {"memory_format": getattr(torch, f"{layout}_format", torch.channels_last)}
     model = timm_model(name).eval().to(**memory)
     shape = (options.batch_size, 3, options.size, options.size)
     inputs = [torch.randn(shape).to(**memory) for _ in range(options.batches)]
+    # as in a trained network; with random weights alone activations fade to denormal numbers
+    apply_(model, measure(model, inputs[:1]))
     found = interleave(_cases(model, inputs), repeats=options.repeats)
     bare = found.pop("bare").median
     over = [f"{timing.median / bare - 1:+.1%}" for timing in found.values()]

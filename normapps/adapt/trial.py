@@ -165,7 +165,7 @@ def look(model: nn.Module, feed: Feed, tick: Tick, stage: str) -> Look:
 
 
 class _Answers:
-    """The logits of a model that somebody else runs, and the labels, in the order of the batches."""
+    """The logits of a model that somebody else runs, and the labels, batch after batch."""
 
     def __init__(self, tick: Callable[[], object]) -> None:
         self.logits: list[Tensor] = []

@@ -16,9 +16,9 @@ from ..partition import BATCH
 from ..precision import without_autocast
 
 _BLOCK_BYTES = 8 << 20
-"""Of the blocks of a tensor, each of which is read twice: what a shared cache surely holds."""
+"""Of the blocks of a contiguous tensor, each read twice: what a shared cache surely holds."""
 
-_ROWS = 16384
+_ROWS = 32768
 """The most rows that torch's channels_last kernel adds in float32 one after the other."""
 
 _SAFE_RATIO = 1000.0
@@ -69,25 +69,14 @@ def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure (M, C) rows, as channels_last holds them, k of them side by side: k blocks."""
-    count, channels = rows.shape
-    blocks = -(-count // _ROWS)
-    deep, rest = divmod(count, blocks)
-    chunks = rows[: count - rest].split(deep * max(1, _BLOCK_BYTES // (4 * deep * channels)))
-    found = [_kernel_of_rows(chunk.reshape(deep, -1)) for chunk in chunks]
-    means, variances = (
-        torch.cat(parts).view(blocks, channels) for parts in zip(*found, strict=True)
-    )
-    mean, var = _pool(means, variances)
-    if rest:
-        last_mean, last_var = (part.double() for part in _kernel_of_rows(rows[count - rest :]))
-        share, shift = rest / count, last_mean - mean
-        mean = mean + share * shift
-        var = torch.lerp(var, last_var, share) + share * (1 - share) * shift.square()
+    """Measure (M, C) rows, as channels_last holds them, in equal blocks."""
+    blocks = rows.tensor_split(-(-len(rows) // _ROWS))
+    mean, var = _pool([_kernel_of_rows(block) for block in blocks], [len(each) for each in blocks])
     doubtful = mean.square() > _SAFE_RATIO * var
     if doubtful.any():
         chosen = doubtful.nonzero().flatten()
-        mean[chosen], var[chosen] = _exact(_wide(rows[:, chosen]))
+        exact = _exact(_wide(rows[:, chosen]))
+        mean[chosen], var[chosen] = (each.to(mean.dtype) for each in exact)
     return mean, var
 
 
@@ -146,12 +135,14 @@ def _about_a_shift(x: Tensor) -> tuple[Tensor, Tensor]:
     return shift.flatten().double() + distance, var.clamp_min(0)
 
 
-def _pool(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge blocks (K, C) of one size to mean and variance (C,) in float64."""
-    if len(means) == 1:
-        return means[0].double(), variances[0].double()
-    between, mean = torch.var_mean(means.double(), 0, correction=0)
-    return mean, variances.mean(0, dtype=torch.float64) + between
+def _pool(found: list[tuple[Tensor, Tensor]], counts: list[int]) -> tuple[Tensor, Tensor]:
+    """Merge the mean and variance (C,) of blocks in float64."""
+    if len(found) == 1:
+        return found[0]
+    means, variances = (torch.stack(parts).double() for parts in zip(*found, strict=True))
+    share = means.new_tensor(counts).div_(sum(counts))
+    mean = share @ means
+    return mean, share @ (variances + (means - mean).square())
 
 
 def _wide(x: Tensor) -> Tensor:
