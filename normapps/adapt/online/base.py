@@ -162,8 +162,12 @@ class Online(nn.Module):
         same picture whatever its contrast.
 
         Raises:
-            InputError: it is not; nothing has changed.
+            InputError: it is not, or is no tensor; nothing has changed.
         """
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            raise InputError(
+                f"a batch of {type(x).__name__}: give a tensor (N, ...), without labels beside it"
+            )
         alone = any(each.measures_alone and not each.frozen for each in self._streaming()[0])
         least = max(self.least_batch, 2 if alone else 1)
         if len(x) < least:
@@ -223,7 +227,16 @@ class Online(nn.Module):
         return {"stream": stream, "optimizer": optimizer, "own": self.own_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_extra_state` returned, in copies."""
+        """Take over what `get_extra_state` returned, in copies.
+
+        Raises:
+            InputError: it is of another method, or of other layers; nothing has changed.
+        """
+        if _shape(state) != _shape(self.get_extra_state()):
+            raise InputError(
+                f"this is no state of {type(self).__name__} of this network: load what the same"
+                " method returned, with the same layers chosen"
+            )
         state = copy.deepcopy(state)
         for name, layer in streaming_layers(self).items():
             layer.load_stream_state(state["stream"][name])
@@ -288,6 +301,11 @@ class Online(nn.Module):
                 for tensor, before in zip(at_once, kept, strict=True):
                     tensor.copy_(before)
             raise
+
+
+def _shape(state: Mapping[str, Any]) -> tuple[list[str], bool, list[str]]:
+    """What an extra state of one method has in common before and after any batch."""
+    return list(state["stream"]), state["optimizer"] is None, list(state["own"])
 
 
 _AT_ONCE = ("ema", "cumulative")

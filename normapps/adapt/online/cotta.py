@@ -20,6 +20,7 @@ from ...norm.nesting import detached_copy
 from ..losses import soft_cross_entropy
 from .base import Online, plain_copy
 from .configuration import configure_model, streaming_layers
+from .optimizers import create_optimizer
 from .teacher import check_share, move_teacher_, predict, teacher_of
 from .views import Scale, random_view, scale_of
 
@@ -189,7 +190,7 @@ def cotta(
         )
     return Cotta(
         student,
-        torch.optim.Adam(student.parameters(), lr=lr),
+        create_optimizer(student, "adam", lr),
         steps,
         episodic,
         views=views,

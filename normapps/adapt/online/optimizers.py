@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from ...errors import InputError, unknown
-from .configuration import collect_params
 
 RATES = {"sgd": 2.5e-4, "adam": 1e-3}
 """Name → learning rate: TENT's for ImageNet (batches of 64) and for CIFAR (batches of 200)."""
@@ -15,7 +16,7 @@ RATES = {"sgd": 2.5e-4, "adam": 1e-3}
 def create_optimizer(
     model: nn.Module, name: str = "sgd", lr: float | None = None, momentum: float = 0.9
 ) -> Optimizer:
-    """Make the optimizer of a configured network's scales and shifts, without weight decay.
+    """Make the optimizer of what a configured network trains, without weight decay.
 
     Args:
         model: as `configure_model` returns it.
@@ -25,12 +26,13 @@ def create_optimizer(
         momentum: of SGD.
 
     Raises:
-        InputError: an unknown name, a negative learning rate, a momentum outside of [0, 1).
+        InputError: an unknown name, a learning rate that is negative or not finite, a momentum
+            outside of [0, 1).
     """
     if name not in RATES:
         raise unknown("optimizer", name, RATES)
     rate = RATES[name] if lr is None else lr
-    if not rate >= 0 or not 0 <= momentum < 1:
+    if not 0 <= rate < inf or not 0 <= momentum < 1:
         raise InputError(f"lr {rate}, momentum {momentum}: must be from 0, and in [0, 1)")
-    parameters, _ = collect_params(model)
+    parameters = [each for each in model.parameters() if each.requires_grad]
     return Adam(parameters, rate) if name == "adam" else SGD(parameters, rate, momentum=momentum)

@@ -20,6 +20,7 @@ from ..losses import entropy, soft_cross_entropy
 from .base import Online, plain_copy
 from .configuration import collect_params, configure_model, streaming_layers
 from .memory import Memory
+from .optimizers import create_optimizer
 from .teacher import check_share, move_teacher_, predict, teacher_of
 from .views import Scale, random_view, scale_of
 
@@ -175,8 +176,7 @@ def rotta(
         student = configure_model(
             detached_copy(model), rule="ema", momentum=momentum, include=include, exclude=exclude
         )
-    parameters, _ = collect_params(student)
-    if not streaming_layers(student) or not parameters:
+    if not streaming_layers(student) or not collect_params(student)[0]:
         raise InputError(
             f"{type(model).__name__} has no batch norm with a scale among its chosen norm layers,"
             " which could follow and adapt: take tent, eata or sar, or a method of statistics"
@@ -184,7 +184,7 @@ def rotta(
         )
     return Rotta(
         student,
-        torch.optim.Adam(parameters, lr=lr),
+        create_optimizer(student, "adam", lr),
         capacity=capacity,
         update_every=update_every,
         teacher_momentum=teacher_momentum,

@@ -8,6 +8,7 @@ was seen pooled by count.
 from __future__ import annotations
 
 from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def ema(
     Raises:
         InputError: as `adabn`; a momentum outside of [0, 1].
     """
-    if not 0 <= momentum <= 1:
+    if not isinstance(momentum, Real) or not 0 <= momentum <= 1:
         raise InputError(f"momentum {momentum!r}: the weight of a batch, from 0 to 1")
     return _following(model, "ema", include, exclude, momentum=momentum, episodic=episodic)
 

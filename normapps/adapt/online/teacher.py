@@ -31,7 +31,6 @@ def move_teacher_(teacher: nn.Module, student: nn.Module, momentum: float) -> No
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         if fast.requires_grad:
             slow.lerp_(fast, momentum)
-    _forget(teacher)
 
 
 def predict(network: nn.Module, x: Tensor, *, following: bool = True) -> Tensor:
@@ -50,6 +49,7 @@ def predict(network: nn.Module, x: Tensor, *, following: bool = True) -> Tensor:
     for layer in streaming_layers(network).values():
         layer.training, layer.batch_samples = following, len(x)
     logits = logits_of(network(x))
+    _forget(network)  # they hold a graph, which no copy can be made of
     if not bool((logits.detach() < math.inf).all()):  # −inf rules a class out
         raise InputError(
             f"{type(network).__name__} returns NaN or infinite logits for a finite batch: check its"

@@ -257,7 +257,7 @@ class StreamingNorm(BatchNorm):
         total = self.prior + inputs if self.rule != "batch" else inputs
         share = inputs / total
         if isinstance(share, Tensor):
-            share = share.to(own.mean)
+            share = share.to(own.mean).nan_to_num()  # 0/0: nothing but the source so far
         mean = own.mean.lerp(stream.mean, share)
         return self._measured(stream, own, mean, own.var.lerp(_unbiased(stream).var, share))
 
@@ -359,7 +359,8 @@ def merge_heard_(heard: Sequence[Heard]) -> None:
         rows = [torch.cat([getattr(each, name) for each in layers]) for name in _SEEN[:3]]
         mean, var = (torch.cat([getattr(each, name) for each in first]) for name in ("mean", "var"))
         counts = torch.tensor([each.values for each in first], device=mean.device)
-        share, biased = _spread(torch.stack([counts / (rows[2] + counts), 1 - 1 / counts]), first)
+        total, counts = (rows[2] + counts).to(rows[0]), counts.to(rows[0])
+        share, biased = _spread(torch.stack([counts / total, 1 - 1 / counts]), first)
         shift = mean.to(rows[0]) - rows[0]
         rows[0].addcmul_(shift, share)
         rows[1].lerp_(var.to(rows[1]).mul_(biased), share)
@@ -392,13 +393,11 @@ def _one_a_layer(heard: Sequence[Heard]) -> tuple[list[Heard], list[Heard]]:
 def _spread(values: Tensor, heard: Sequence[Heard]) -> Tensor:
     """Give (K, layers) numbers to the channels: (K, all channels)."""
     if len(heard) == 1:
-        return values.to(heard[0].layer.seen_mean)
+        return values
     widths = [len(each.mean) for each in heard]
     repeats = torch.tensor(widths, device=values.device)
-    rows = values.repeat_interleave(
-        repeats, 1, output_size=sum(widths)
-    )  # known: nothing to wait for
-    return rows.to(heard[0].layer.seen_mean)
+    # its size is told, so that a GPU need not be waited for
+    return values.repeat_interleave(repeats, 1, output_size=sum(widths))
 
 
 def _unbiased(moments: Moments) -> Moments:

@@ -148,3 +148,73 @@ def test_no_graph_and_no_batch_is_kept(net: Net, batches: Stream, name: str) -> 
     gc.collect()
     assert outputs
     assert not any(each() is not None for each in outputs)
+
+
+@every
+def test_what_is_no_batch_is_refused(net: Net, batches: Stream, name: str) -> None:
+    online, x = _make(name, net()), batches()[0]
+    for batch in ((x, torch.zeros(len(x))), {"image": x}, torch.tensor(1.0)):
+        with pytest.raises(InputError, match=r"^a batch of \w+: give a tensor[^\n]*$"):
+            online(batch)
+
+
+@pytest.mark.parametrize("other", ["source", "prior", "ema", "eata", "rotta", "cotta", "fewer"])
+def test_the_state_of_another_method_is_refused(net: Net, batches: Stream, other: str) -> None:
+    online = _make("tent", net())
+    online(batches()[0])
+    before = _flat(copy.deepcopy(online.state_dict()))
+    fewer = create_method("tent", net(), exclude="1")
+    state = (fewer if other == "fewer" else _make(other, net())).state_dict()
+    with pytest.raises(InputError, match="no state of Tent of this network"):
+        online.load_state_dict(state)
+    assert _flat(online.state_dict()) == before
+
+
+@pytest.mark.parametrize("name", ["tent", "eata", "sar", "cotta", "rotta"])
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf")])
+def test_a_learning_rate_is_finite(net: Net, name: str, lr: float) -> None:
+    with pytest.raises(InputError, match=f"lr {lr}"):
+        create_method(name, net(), lr=lr)
+
+
+@pytest.mark.parametrize("momentum", [None, "much", float("nan"), 1.5])
+def test_a_momentum_is_a_share(net: Net, momentum: Any) -> None:
+    with pytest.raises(InputError, match="momentum"):
+        create_method("ema", net(), momentum=momentum)
+
+
+def test_what_is_shown_before_any_batch_counts_has_nothing_to_mix(
+    net: Net, batches: Stream
+) -> None:
+    """A guard looks so at a first batch that was refused."""
+    online = create_method("cumulative", net(), n=0)
+    with online.uncounted():
+        assert online.model(batches()[0]).isfinite().all()
+
+
+class Caching(nn.Module):
+    """Keeps what it computes of its parameter in inference mode, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+        self.attention_bias_cache = dict[str, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "cpu" not in self.attention_bias_cache:
+            self.attention_bias_cache["cpu"] = self.scale * 2
+        return x * self.attention_bias_cache["cpu"]
+
+
+@every
+def test_a_network_that_keeps_tensors_can_be_copied_in_mid_stream(
+    net: Net, batches: Stream, name: str
+) -> None:
+    online = _make(name, nn.Sequential(Caching(), *net()))
+    first, second, third, _ = batches()
+    online(first)
+    other = copy.deepcopy(online)
+    for x in (second, third):
+        assert torch.equal(online(x), other(x))
+    x = batches(seed=3)[0]
+    assert torch.equal(online.export()(x), other.export()(x))

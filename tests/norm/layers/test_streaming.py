@@ -401,3 +401,13 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path) -> None:
         for key, value in (layer.state_dict() | layer.stream_state()).items():
             for each in both:
                 torch.testing.assert_close(each[f"{rule} state"][key], value)
+
+
+def test_streams_of_float64_layers_are_merged_in_float64() -> None:
+    layer: Any = create_norm("streaming", 3, rule="prior", dtype=torch.float64).train()
+    xs = [torch.randn(n, 3, 5, dtype=torch.float64) * n + 7 for n in (4, 9, 2)]
+    for x in xs:
+        layer(x)
+    rows = torch.cat([x.movedim(1, 0).flatten(1) for x in xs], 1)
+    torch.testing.assert_close(layer.seen_mean, rows.mean(1), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(layer.seen_var, rows.var(1, correction=0), rtol=1e-13, atol=1e-13)
