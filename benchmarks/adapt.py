@@ -168,6 +168,8 @@ def _run(
     seconds = time.perf_counter() - start
     found = score.accuracy
     result = {"accuracy": found.mean, "count": found.count, "seconds": round(seconds, 1)}
+    if score.baseline is not None:  # adabn's network before its statistics is source only
+        result["source"] = score.baseline.mean
     write_text(folder / "result.json", json.dumps(result))
     print(folder, result, flush=True)
 
@@ -184,7 +186,7 @@ def _write_table(
 
     rows = []
     for method in METHODS:
-        cells = [_cell(options.runs / name / each.name / method) for each in directions]
+        cells = [_cell(options.runs / name / each.name, method) for each in directions]
         rows.append([method, *cells])
     told = [_words(recipe), *(f"{method}: {_words(each)}" for method, each in own.items())]
     body = "\n\n".join(
@@ -205,8 +207,10 @@ def _words(recipe: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "device")
 
 
-def _cell(folder: Path) -> str:
-    found = [100 * float(each["accuracy"]) for each in _results(folder)]
+def _cell(folder: Path, method: str) -> str:
+    found = [100 * float(each["accuracy"]) for each in _results(folder / method)]
+    if not found and method == "source":
+        found = [100 * float(each["source"]) for each in _results(folder / "adabn")]
     if not found:
         return "–"
     spread = f" ± {stdev(found):.1f}" if len(found) > 1 else ""
