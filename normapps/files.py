@@ -70,6 +70,20 @@ def check_parent(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: cannot be made, {near} is not writable; name another place")
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Find out, before long work, whether a path is a folder to write into, or can become one.
+
+    Raises:
+        InputError: it is a file, cannot be made, or may not be written to.
+    """
+    if Path(path).is_dir():
+        check_parent(Path(path) / "x")
+        return
+    if Path(path).exists():
+        raise InputError(f"{path}: is a file, not a folder to write to")
+    check_parent(path)
+
+
 def _check_target(path: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise InputError(f"{path}: is a folder, not a file to write")

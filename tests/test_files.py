@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from normapps.errors import InputError
-from normapps.files import atomic_path, check_parent, check_writable, sha256, write_text
+from normapps.files import (
+    atomic_path,
+    check_folder,
+    check_parent,
+    check_writable,
+    sha256,
+    write_text,
+)
 
 root_writes_everywhere = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
@@ -200,9 +207,16 @@ def test_the_nearest_folder_says_whether_something_can_be_made(
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"b: cannot be made, .*file is a file; name another"):
         check_parent(tmp_path / "file" / "b")
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new")
+    with pytest.raises(InputError, match="file: is a file, not a folder to write to"):
+        check_folder(tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
     with pytest.raises(InputError, match=rf"b: cannot be made, {tmp_path} is not writable"):
         check_parent(tmp_path / "a" / "b")
+    for place in (tmp_path, tmp_path / "new"):
+        with pytest.raises(InputError, match=rf"{tmp_path} is not writable; name another"):
+            check_folder(place)
 
 
 @root_writes_everywhere

@@ -107,5 +107,4 @@ def _difference(head: str, protocol: Mapping[str, Any]) -> str:
         names = [name for name in protocol if before.get(name) != protocol[name]]
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"holds no cells of an evaluation; {remedy}"
-    values = f"{before.get(names[0])} there, {protocol[names[0]]} now" if names else "fewer values"
-    return f"holds an evaluation with another {', '.join(names)} ({values}); {remedy}"
+    return f"holds an evaluation that differs in its {', '.join(names) or 'format'}; {remedy}"

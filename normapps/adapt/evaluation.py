@@ -22,13 +22,16 @@ from torch import Tensor, nn
 from ..data.pictures import Pictures
 from ..data.pool import Pool
 from ..engine.device import place, resolve_device, resolve_dtype
+from ..files import check_folder
 from ..measure.report import Verdict
 from ..models.load import open_model
 from ..models.options import preprocessing_of
 from ..models.preprocessing import Preprocessing
+from ..models.trying import try_out
 from .bench import Bench
 from .cells import Cells
 from .evaluate_options import BASELINES, EvaluateOptions
+from .outputs import logits_of
 from .run import check_finite, fitting_labels
 from .runs import Cell, Run, planned
 from .scores import Row, rows_of, verdict_of
@@ -86,6 +89,8 @@ def evaluate(
     Raises:
         InputError: a model or pictures that cannot be used, or a folder of another protocol.
     """
+    if folder is not None:
+        check_folder(folder)
     device = resolve_device(options.device)
     opened = open_model(
         spec,
@@ -100,6 +105,7 @@ def evaluate(
     say(chosen.describe())
     dtype = resolve_dtype(options.dtype, device)
     model = place(opened.model, device, dtype)
+    logits_of(try_out(model, chosen, opened.name))
     pictures = Pictures(data, chosen, limit=options.limit)
     pool = Pool.read(pictures)
     references = _references(options, chosen)

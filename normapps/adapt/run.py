@@ -23,11 +23,13 @@ from ..models.folder import check_target
 from ..models.load import RANDOM, OpenedModel, open_model
 from ..models.options import preprocessing_of
 from ..models.preprocessing import Preprocessing
+from ..models.trying import try_out
 from ..norm.nesting import detached_copy
 from ..norm.population.fingerprint import Fingerprint
 from ..norm.population.statistics import Population, population_layers
 from .feed import Feed
 from .keeping import POPULATION, as_entry, changes, save_adapted
+from .outputs import logits_of
 from .presentation import Circumstances, adaptation_report
 from .run_options import AdaptOptions
 from .trial import Trial, check_adaptable, look_size, try_method
@@ -98,6 +100,8 @@ def adapt_model(
     check_adaptable(opened.model, options)
     say(opened.describe())
     say(preprocessing.describe())
+    model = place(detached_copy(opened.model), device, dtype)
+    logits_of(try_out(model, preprocessing, opened.name))
     chosen = Pictures(pictures, preprocessing, limit=options.limit)
     feed = Feed(
         chosen,
@@ -107,7 +111,6 @@ def adapt_model(
         seed=options.seed,
         progress=progress and (lambda _, total: progress("decoding", total)),
     )
-    model = place(detached_copy(opened.model), device, dtype)
     trial = try_method(model, feed, options, _ticks(model, feed, options, progress))
     return _finish(opened, model, trial, feed, out, options, preprocessing)
 
@@ -160,7 +163,7 @@ def fitting_labels(
     numbers that a list gives are classes as they stand, and fit where the model has them all.
     """
     if labels is None:
-        return None, f"{pictures.place} has no labels"
+        return None, f"{pictures.place} has no labels, which class folders or a list would give"
     count = len(pictures.classes)
     by_number = pictures.classes == tuple(map(str, range(count)))
     is_list = Path(pictures.place).suffix.lower() in LISTS

@@ -13,6 +13,7 @@ from ..engine.device import place, resolve_device, resolve_dtype
 from ..files import check_writable
 from ..models.load import open_model
 from ..models.options import preprocessing_of
+from ..models.trying import try_out
 from ..norm.population.algebra import distance
 from ..norm.population.measuring import measure
 from ..norm.population.statistics import Population, population_layers
@@ -97,6 +98,7 @@ def measure_statistics(
     own = Population.of(opened.model)
     dtype = resolve_dtype(options.dtype, device)
     model = place(opened.model, device, dtype)
+    try_out(model, preprocessing, opened.name)
     chosen = Pictures(pictures, preprocessing, limit=options.limit)
     # mixed, because the classes of a folder follow each other and a batch should see many
     loader = batches(

@@ -65,6 +65,19 @@ def mute() -> nn.Module:
     return Mute()
 
 
+class Picky(Digits):
+    """Takes pictures of one size, as many transformers do."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[2] != 16:
+            raise AssertionError(f"Input height ({x.shape[2]}) doesn't match model (16).")
+        return super().forward(x)
+
+
+def picky() -> nn.Module:
+    return Picky()
+
+
 def plain() -> nn.Module:
     return Digits(norm=lambda channels: nn.Identity())
 

@@ -160,7 +160,7 @@ def test_what_is_finished_is_not_computed_again(
     run(*command, "--methods", "ema", "-o", tmp_path / "out")
     assert done == ["ema clean", "ema contrast:3"]
     errors = run(*command, "--limit", 40, "-o", tmp_path / "out", code=1)[1]
-    assert "holds an evaluation with another pictures" in errors
+    assert "holds an evaluation that differs in its pictures;" in errors
     run(*command, "--limit", 40, "-o", tmp_path / "out", "--overwrite")
 
 
@@ -228,6 +228,16 @@ def test_what_cannot_be_evaluated_ends_in_one_line(
     _, errors = run(*trained, *arguments, code=code)
     assert message in errors
     assert errors.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_any_work(
+    run: Run, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("dear")
+    _, errors = run(*trained, "-o", tmp_path / "out", code=1)
+    assert errors.splitlines() == [
+        f"error: {tmp_path / 'out'}: is a file, not a folder to write to"
+    ]
 
 
 def test_one_picture_is_enough_to_say_what_needs_more(

@@ -414,6 +414,7 @@ ODD = {
         "has no running statistics for --method adabn to change, its 2 norm layers are LayerNorm;"
         " --method tent or sar",
     ),
+    "wrong size": ("adapting:picky", (), "fails on pictures of 8×8 (AssertionError: Input height"),
     "no logits": ("adapting:mute", (), "no logits are in it"),
     "batch size 1": ("adapting:digits", ("--batch-size", 1), "--mode fixed, or --method prior"),
     "wrong option": ("adapting:digits", ("--method", "ema", "--prior", 4), "--prior: is an"),

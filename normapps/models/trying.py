@@ -1,0 +1,42 @@
+"""A network tried on grey pictures: what it cannot take is one line, and before long work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..engine.device import evaluating
+from ..errors import InputError
+from .preprocessing import Preprocessing
+
+_LONGEST = 160
+"""Letters of somebody else's message that are shown."""
+
+
+def try_out(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
+    """Return what a network, in inference mode, makes of two grey pictures.
+
+    Args:
+        model: on any device, of any dtype; it stays as it is.
+        preprocessing: tells channels and size of the pictures.
+        name: of the model, for the message.
+
+    Raises:
+        InputError: the network raises an exception, such as of another size of pictures.
+    """
+    like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
+    # two, because a norm of the batch refuses one value a channel
+    pictures = like.new_zeros(2, preprocessing.channels, *preprocessing.size)
+    with evaluating(model):
+        try:
+            return model(pictures)
+        except Exception as error:  # somebody else's code may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            short = reason if len(reason) < _LONGEST else f"{reason[: _LONGEST - 1]}…"
+            height, width = preprocessing.size
+            raise InputError(
+                f"{name}: fails on pictures of {width}×{height} ({short}); give the --size that it"
+                " takes, or another model"
+            ) from error
