@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+_DISTANCES = (
+    "distance of the pictures' statistics from the layer's own, in nats; halves: between two halves"
+    " of the pictures"
+)
 _ROWS = 5
 """Layers that the table shows; the report has them all."""
 
@@ -60,8 +64,11 @@ def run(
 
 
 def undo(
-    folder: Annotated[Path, typer.Argument(help="Model folder that `adapt run` wrote.")],
-    as_json: AsJson = False,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Model folder that `adapt run` or `mix` wrote."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Bring back the model as it was before it was adapted, to the bit."""
     from normapps.adapt.keeping import undo as take_back
@@ -87,6 +94,7 @@ def _show(report: AdaptReport) -> None:
     console.print(table)
     layers = list(report.report.numbers["distance"].items())
     if layers:
+        print(_DISTANCES)
         console.print(_distances(layers))
     for note in report.notes:
         console.print(note, highlight=False, soft_wrap=True)
@@ -115,12 +123,12 @@ def _percent(value: Estimate) -> str:
 def _distances(layers: list[tuple[str, dict[str, float | None]]]) -> object:
     from rich.table import Table
 
-    table = Table(title="distance of the pictures' statistics from the layer's, nats")
-    table.add_column("layer", overflow="fold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("  layer", overflow="fold")
     for name in ("before", "after", "halves"):
         table.add_column(name, justify="right")
     layers.sort(key=lambda item: -(item[1]["before"] or 0))
     for name, values in layers[:_ROWS]:
         shown = ("" if value is None else f"{value:.3g}" for value in values.values())
-        table.add_row(name, *shown)
+        table.add_row(f"  {name}", *shown)
     return table

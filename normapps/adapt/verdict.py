@@ -97,7 +97,7 @@ def judge(evidence: Evidence) -> Verdict:
 def _by_labels(difference: Estimate) -> Verdict:
     low, mean, high = (100 * each for each in (difference.low, difference.mean, difference.high))
     found = f"accuracy changes by {mean:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
-    pictures = f"on {difference.count} labelled pictures"
+    pictures = f"on {difference.count} labelled picture{'s' * (difference.count > 1)}"
     if difference.low > 0:
         return Verdict(RECOMMENDED, f"The {found} {pictures}.")
     if difference.high < 0:

@@ -86,7 +86,9 @@ def preprocessing_of(opened: OpenedModel, options: PictureOptions) -> Preprocess
 
 def _origin(own: Preprocessing, changes: dict[str, Any]) -> str:
     flags = {"mean": "--mean", "std": "--std", "size": "--size", "mode": "--no-resize"}
-    return f"{own.origin}, {' '.join(flags[name] for name in changes if name in flags)}"
+    given = [flags[name] for name in changes if name in flags]
+    parts = own.origin.replace(",", " ").split()
+    return f"{own.origin}, {' '.join(given)}" if not set(given) <= set(parts) else own.origin
 
 
 def _a_channel(name: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -44,6 +44,12 @@ def test_with_labels_the_interval_decides(
     assert "200 labelled pictures" in found.reason
 
 
+def test_one_labelled_picture_is_singular() -> None:
+    found = judge(replace(HELPED, difference=Estimate(-1.0, -1.0, 0.7, 1)))
+    assert found.verdict == UNDECIDED
+    assert "on 1 labelled picture, which" in found.reason
+
+
 def test_far_pictures_and_a_surer_model_are_good() -> None:
     found = judge(HELPED)
     assert found.verdict == RECOMMENDED

@@ -32,6 +32,10 @@ def test_a_new_size_scales_in_proportion() -> None:
     found = preprocessing_of(_opened(OWN), PictureOptions(size=112))
     assert (found.size, found.resize) == ((112, 112), (128, 128))
     assert found.origin == "timm, --size"
+    # a folder that was made with the flag says so already
+    again = preprocessing_of(_opened(found), PictureOptions(size=64))
+    assert again.origin == "timm, --size"
+    assert again.size == (64, 64)
 
 
 def test_numbers_count_for_all_channels_or_one_each() -> None:
