@@ -197,7 +197,8 @@ def check_fixed(folder: Path, options: Any, fixed: Sequence[str]) -> None:
         old, new = getattr(before, name), getattr(options, name)
         if old != new:
             raise InputError(
-                f"{folder}: was started with {flag(name)} {_shown(old)}, not {_shown(new)}"
+                f"{folder}: was started with {flag(name)} {_shown(old)}, not {_shown(new)};"
+                " give that again, or another -o, or --overwrite to begin anew"
             )
 
 

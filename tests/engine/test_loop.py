@@ -124,7 +124,7 @@ def test_a_finished_run_takes_no_more_steps(tmp_path: Path) -> None:
 
 def test_a_run_is_not_continued_as_another(tmp_path: Path) -> None:
     Loop(tmp_path, Options(places=("a", "b")), 2, fixed=("width", "places")).run(Walk())
-    with pytest.raises(InputError, match="was started with --places a, b, not c"):
+    with pytest.raises(InputError, match="with --places a, b, not c; give that again, or"):
         Loop(tmp_path, Options(places=("c",)), 2, fixed=("width", "places"))
     Loop(tmp_path, Options(places=("c",)), 2, fixed=("width",))
 
