@@ -39,3 +39,29 @@ def test_none_and_several_are_refused_in_one_line() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="2 classifiers"):
         classifier_name(timm_model("levit_128s"))
+
+
+def test_a_convolution_that_timm_tells() -> None:
+    assert classifier_name(timm_model("dla34")) == "fc"
+
+
+def test_what_was_made_without_classes_has_none() -> None:
+    """A linear layer inside of it is none either."""
+    with pytest.raises(InputError, match="has no classifier: it was made with 0 classes"):
+        classifier_name(timm_model("vit_tiny_patch16_224", num_classes=0))
+
+
+class _ConvHead(nn.Module):
+    """A convolution as classifier, as timm's `use_conv`, after blocks that have linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+
+def test_a_linear_layer_elsewhere_is_not_taken_for_a_convolution_that_is_told() -> None:
+    assert classifier_name(_ConvHead()) == "head"

@@ -36,6 +36,11 @@ class JointNetwork(nn.Module):
         super().__init__()
         self.model, self.together = model, together
 
+    @property
+    def inner(self) -> nn.Module:
+        """The network that was given, with the layers of the method."""
+        return self.model.model if isinstance(self.model, DomainModel) else self.model
+
     def forward(self, images: Sequence[Tensor], domains: Sequence[int]) -> list[Tensor]:
         """Return the logits of each batch, (n, C) float32."""
         if not isinstance(self.model, DomainModel):

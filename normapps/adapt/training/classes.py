@@ -64,7 +64,7 @@ def match_classes(
 def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
     """Hold out every n-th picture in the order of the classes; return the rest and those.
 
-    With n = 0, and without labels, both are all pictures.
+    The only picture of a class stays with the rest. With n = 0, and without labels, both are all pictures.
 
     Raises:
         InputError: nothing would be left to train on.
@@ -74,6 +74,8 @@ def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
     order = pool.labels.argsort(stable=True)
     held = torch.zeros(len(pool), dtype=torch.bool)
     held[order[every - 1 :: every]] = True
+    if every > 1:
+        held &= pool.labels.bincount()[pool.labels] > 1
     if held.all() or not held.any():
         raise InputError(
             f"--hold-out {every}: leaves no picture of {len(pool)} to train or to measure on"

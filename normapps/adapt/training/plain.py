@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...norm.convert.converter import convert_norm_
 from ...norm.convert.sites import find_sites
 from ...norm.nesting import detached_copy
+from ...norm.population.choosing import choose
 from ..adabn import adabn
 from .base import Forward, JointNetwork, Method, Published, Step, supervised
 from .mixstyle import add_mixstyle_
@@ -44,6 +45,11 @@ class SourceOnly(Method):
 
 class AdaBN(SourceOnly):
     """Source only, then the running statistics of each target."""
+
+    def build(self, model: nn.Module) -> JointNetwork:
+        """Refuse, before the training, a network without statistics to replace."""
+        choose(model, (), ())
+        return super().build(model)
 
     def publish(self, target: int, pictures: Iterable[Tensor]) -> Published:
         """Return the network with the target's statistics."""

@@ -35,23 +35,29 @@ from .trainer import Trainer
 _MOST_MEASURED = 10_000
 """Pictures of a target that AdaBN's statistics are taken from."""
 
+_MOST_HASHED = 1000
+"""Pictures of a pool that tell it from another one."""
+
 
 @dataclass(frozen=True)
 class Trained:
     """What `train_domains` made.
 
     Attributes:
-        models: the network of each target, or one for all; () before the run is finished.
+        models: the network of each target, or one for all; () before the run is finished, and in
+            processes other than the first.
         folders: their model folders; () where the network was given without its origin, and in
             processes other than the first.
         scores: of the targets that have labels, in their order.
-        verdict: what is advised; None before the run is finished.
+        verdict: what is advised; None where there are no models.
+        is_finished: whether all steps are taken; the same in all processes.
     """
 
     models: tuple[nn.Module, ...] = ()
     folders: tuple[Path, ...] = ()
     scores: tuple[Score, ...] = ()
     verdict: Verdict | None = None
+    is_finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,16 +162,21 @@ class _Run:
         wanted = self.opened.preprocessing if self.opened else Preprocessing.of(plain)
         self.normalize = wanted.normalize
         _check_fit(plain, domains)
+        if options.baseline:
+            _check_fit(load_model(options.baseline), domains, f"--baseline {options.baseline}")
         # the folder is looked at before anything is made
         self.loop = Loop(
             folder, options, options.steps, options.fixed, options.seed, options.save_every,
             options.stop_after, here, device, overwrite,
         )  # fmt: skip
-        identity = {"weights": _digest(plain), "pictures": [len(p) for p in self._pools()]}
-        network = place(detached_copy(plain), device)
-        free_(network, options.train)
+        identity = {
+            "weights": _digest(plain),
+            "pictures": _pictures_told(domains),
+            "preprocessing": wanted.describe(),
+        }
         counts = len(domains.sources), len(domains.targets)
-        self.method = make_method(network, *counts, options)
+        self.method = make_method(place(detached_copy(plain), device), *counts, options)
+        free_(self.method.network.inner, options.train)  # the method's own parameters too
         self.method.network.to(device)
         feed = Feed(
             domains.sources, domains.targets if self.method.has_target else (), options,
@@ -178,14 +189,14 @@ class _Run:
 
     def finish(self) -> Trained:
         """Publish the networks, measure them, report."""
-        result = Trained()
+        result = Trained(is_finished=True)
         if self.here.is_main:
             published = self._publish()
             models = tuple(each.model for each in published)
             scores = self._scores(models, self._baselines(published))
             verdict = judge(scores)
             folders = self._write(published, scores, verdict)
-            result = Trained(models, folders, tuple(scores), verdict)
+            result = Trained(models, folders, tuple(scores), verdict, is_finished=True)
         self.here.barrier()
         return result
 
@@ -241,6 +252,12 @@ class _Run:
             scores.append(Score(name, right_answers(model, batches), before))
         return scores
 
+    def _is_seen(self) -> bool:
+        """Whether accuracy is measured on pictures that the run learnt from."""
+        seen = self._pools() if self.options.needs_target else self.domains.sources
+        tests = [pool for pool in self.domains.tests if pool.labels is not None]
+        return any(test is pool for test in tests for pool in seen)
+
     def _write(
         self, published: Sequence[Published], scores: list[Score], verdict: Verdict
     ) -> tuple[Path, ...]:
@@ -261,10 +278,7 @@ class _Run:
             "classes": entry["classes"],
             "pictures": [len(pool) for pool in self._pools()],
         }
-        held = any(
-            a is not b for a, b in zip(self.domains.targets, self.domains.tests, strict=True)
-        )
-        told = report_of(self.options, scores, verdict, facts, HELD if held else WHOLE)
+        told = report_of(self.options, scores, verdict, facts, WHOLE if self._is_seen() else HELD)
         write_report(self.folder, told)
         return tuple(folders)
 
@@ -288,14 +302,30 @@ def _domains(matched: Matched, names: tuple[str, ...], hold_out: int) -> Domains
     return Domains(matched.sources, targets, tests, names, matched.classes)
 
 
-def _check_fit(model: nn.Module, domains: Domains) -> None:
+def _check_fit(model: nn.Module, domains: Domains, name: str = "the network") -> None:
     shape = tuple(domains.sources[0].images.shape[1:])
     outputs = count_outputs(model, shape)
     if outputs != len(domains.classes):
         raise InputError(
-            f"the network has {outputs} outputs, the sources {len(domains.classes)} classes; give "
+            f"{name} has {outputs} outputs, the sources {len(domains.classes)} classes; give "
             "it a classifier of as many"
         )
+
+
+def _pictures_told(domains: Domains) -> list[str]:
+    """Of each pool the number of pictures and 16 digits that other pictures would not have.
+
+    The labels count where they are learnt from. Of large pools every n-th picture is looked at.
+    """
+    told = []
+    for number, pool in enumerate((*domains.sources, *domains.targets)):
+        values = [pool.images[:: 1 + len(pool) // _MOST_HASHED]]
+        if number < len(domains.sources) and pool.labels is not None:
+            values.append(pool.labels)
+        digits = "".join(digest_of("pictures", each) for each in values)
+        whole = f"{digits} {domains.classes}".encode()
+        told.append(f"{len(pool)} of {hashlib.sha256(whole).hexdigest()[:16]}")
+    return told
 
 
 def _digest(model: nn.Module) -> str:

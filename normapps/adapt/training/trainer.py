@@ -158,7 +158,8 @@ def parameter_groups(
     Args:
         network: what is trained.
         options: weight decay and `head_lr`.
-        fresh: ends of the names of parameters with `head_lr` times the rate.
+        fresh: names of parameters with `head_lr` times the rate, in the network that was given:
+            here they are the ends of longer ones.
     """
     spared = {
         id(each)
@@ -166,12 +167,18 @@ def parameter_groups(
         if isinstance(module, NormLayer)
         for each in module.parameters(recurse=False)
     }
+    names = [name for name, _ in network.named_parameters()]
+    faster = {
+        # an attention's `se.fc.weight` is no `fc.weight`
+        min((name for name in names if f".{name}".endswith(f".{end}")), key=len, default="")
+        for end in fresh
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, each in network.named_parameters():
         if not each.requires_grad:
             continue
         decay = 0.0 if each.dim() < 2 or id(each) in spared else options.weight_decay
-        factor = options.head_lr if fresh and name.endswith(fresh) else 1.0
+        factor = options.head_lr if name in faster else 1.0
         groups.setdefault((decay, factor), []).append(each)
     return [
         {"params": group, "weight_decay": decay, "factor": factor}

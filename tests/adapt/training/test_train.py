@@ -20,7 +20,7 @@ from normapps.adapt.training.train import Trained, train_domains
 from normapps.data.pool import Pool
 from normapps.engine.run import load_checkpoint
 from normapps.errors import InputError
-from normapps.models.folder import build, load_model
+from normapps.models.folder import build, load_model, save_model
 from normapps.models.load import OpenedModel
 from normapps.models.preprocessing import Preprocessing
 
@@ -206,8 +206,68 @@ def test_a_run_goes_on_with_its_own_weights_pictures_and_recipe_only(
         train_domains(network(4, seed=1), [source], [target], options, tmp_path)
     with pytest.raises(InputError, match="was started with pictures"):
         train_domains(network(4), [source, source], [target], options, tmp_path)
+    assert source.labels is not None
+    others = Pool(255 - source.images, source.labels, source.classes)
+    with pytest.raises(InputError, match=r"was started with pictures \['700 of"):
+        train_domains(network(4), [others], [target], options, tmp_path)
+    shuffled = Pool(source.images, source.labels.flip(0), source.classes)
+    with pytest.raises(InputError, match=r"was started with pictures \['700 of"):
+        train_domains(network(4), [shuffled], [target], options, tmp_path)
+    opened = network(4)
+    other = replace(opened, preprocessing=replace(opened.preprocessing, mean=(0.1,)))
+    with pytest.raises(InputError, match="was started with preprocessing"):
+        train_domains(other, [source], [target], options, tmp_path)
     with pytest.raises(InputError, match=r"was started with --lr 0\.1, not 0\.2"):
         train_domains(network(4), [source], [target], replace(options, lr=0.2), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["autodial", "bin", "dwt"])
+def test_the_head_alone_learns(
+    method: str, options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
+) -> None:
+    """Nothing that the method puts into the norm layers does."""
+    chosen = replace(options, method=method, train="head", steps=1)
+    train_domains(network(4), [source], [target], chosen, tmp_path)
+    start, _ = load_checkpoint(tmp_path / CHECKPOINT)
+    chosen = replace(chosen, lr=0.0)
+    train_domains(network(4), [source], [target], chosen, tmp_path / "still")
+    still, _ = load_checkpoint(tmp_path / "still" / CHECKPOINT)
+    changed = {key for key, value in start.items() if not torch.equal(value, still[key])}
+    learnt = {key.rpartition("classifier.")[2] for key in changed if key.startswith("network")}
+    assert learnt == {"weight", "bias"}
+    assert not [key for key in start if key.endswith(".2.momentum_buffer")]
+
+
+def test_adabn_without_statistics_is_refused_before_it_trains(
+    options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
+) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(InputError, match="no layer with running statistics"):
+        train_domains(plain, [source], [target], replace(options, method="adabn"), tmp_path)
+
+
+def test_a_baseline_of_other_classes_is_refused_before_the_run(
+    options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
+) -> None:
+    arguments = {"num_classes": 3, "channels": 1, "size": 8, "width": 4}
+    model = build("small-cnn", arguments, seed=0)
+    save_model(tmp_path / "other", model, builder="small-cnn", arguments=arguments)
+    chosen = replace(options, baseline=str(tmp_path / "other"))
+    with pytest.raises(InputError, match="--baseline .*other has 3 outputs, the sources 10"):
+        train_domains(network(4), [source], [target], chosen, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("source", "held-out pictures"), ("adabn", "the training pictures")]
+)
+def test_what_was_measured_on_is_said(
+    method: str, told: str, options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
+) -> None:
+    """A target that the method never looked at is held out, whole as it is."""
+    chosen = replace(options, method=method, steps=1)
+    train_domains(network(4), [source], [target], chosen, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["measured_on"] == told
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

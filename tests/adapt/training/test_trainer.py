@@ -52,6 +52,14 @@ def test_a_new_classifier_can_learn_faster(options: RecipeOptions) -> None:
     assert id(model.features[0].conv.weight) not in factor
 
 
+def test_layers_that_end_like_the_classifier_learn_as_the_others(options: RecipeOptions) -> None:
+    model = nn.ModuleDict({"se": nn.ModuleDict({"fc": nn.Linear(2, 2)}), "fc": nn.Linear(2, 2)})
+    groups = parameter_groups(nn.Sequential(model), replace(options, head_lr=10.0), ("fc.weight",))
+    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
+    named = {name: factor[id(each)] for name, each in model.named_parameters()}
+    assert named == {"se.fc.weight": 1, "se.fc.bias": 1, "fc.weight": 10, "fc.bias": 1}
+
+
 def test_momentum_and_adam_are_what_they_are_called(options: RecipeOptions) -> None:
     from normapps.adapt.training.methods import make_method
     from normapps.adapt.training.sampling import Feed
