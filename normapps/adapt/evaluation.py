@@ -24,7 +24,7 @@ from ..data.pool import Pool
 from ..engine.device import place, resolve_device, resolve_dtype
 from ..files import check_folder
 from ..measure.report import Verdict
-from ..models.load import open_model
+from ..models.load import open_by
 from ..models.options import preprocessing_of
 from ..models.preprocessing import Preprocessing
 from ..models.trying import try_out
@@ -92,13 +92,7 @@ def evaluate(
     if folder is not None:
         check_folder(folder)
     device = resolve_device(options.device)
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
+    opened = open_by(spec, options)
     check_finite(opened.model, str(options.checkpoint or opened.name))
     chosen = preprocessing_of(opened, options)
     say(opened.describe())

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import check_writable
 from ..models.folder import check_target
-from ..models.load import open_model
+from ..models.load import open_by
 from ..norm.nesting import detached_copy
 from ..norm.population.algebra import distance, layer_means
 from ..norm.population.algebra import merge as merge_parts
@@ -62,13 +62,7 @@ def mix_populations(
     """
     check_target(out, options.overwrite)
     loaded = [load_counted(path) for path in populations]
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
+    opened = open_by(spec, options)
     own = Population.of(opened.model)
     target, samples = loaded[0], loaded[0].samples or 0
     for path, each in zip(populations[1:], loaded[1:], strict=True):

@@ -20,7 +20,7 @@ from ..measure.interval import Estimate
 from ..measure.memory import peak_bytes, peak_device_bytes
 from ..measure.report import NOT_RECOMMENDED, Report, Verdict, write_report
 from ..models.folder import check_target
-from ..models.load import RANDOM, OpenedModel, open_model
+from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.options import preprocessing_of
 from ..models.preprocessing import Preprocessing
 from ..models.trying import try_out
@@ -88,13 +88,7 @@ def adapt_model(
     check_target(out, options.overwrite)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
+    opened = open_by(spec, options)
     check_finite(opened.model, str(options.checkpoint or opened.name))
     preprocessing = preprocessing_of(opened, options)
     check_adaptable(opened.model, options)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..engine.device import evaluating
 from ..errors import InputError
 from ..models.folder import check_target, save_model
-from ..models.load import OpenedModel, open_model
+from ..models.load import OpenedModel, open_by
 from ..norm.condition import ConditionalLayer
 from ..norm.convert.converter import Conversion, convert_norm_
 from .options import ConvertOptions, layer_options
@@ -54,13 +54,7 @@ def convert_model(spec: str, out: str | os.PathLike[str], options: ConvertOption
             option of it, or a folder that may not be written.
     """
     check_target(out, options.overwrite)
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
+    opened = open_by(spec, options)
     model, noise = opened.model, _noise(opened)
     before = _output(model, noise)
     runs = isinstance(before, Tensor)

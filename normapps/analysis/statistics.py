@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.pictures import Batches, Pictures, batches
 from ..engine.device import place, resolve_device, resolve_dtype
 from ..files import check_writable
-from ..models.load import open_model
+from ..models.load import open_by
 from ..models.options import preprocessing_of
 from ..models.trying import try_out
 from ..norm.population.algebra import distance
@@ -85,13 +85,7 @@ def measure_statistics(
     """
     check_writable(out, options.overwrite)
     device = resolve_device(options.device)
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
+    opened = open_by(spec, options)
     preprocessing = preprocessing_of(opened, options)
     say(opened.describe())
     say(preprocessing.describe())

@@ -21,6 +21,7 @@ from torch import nn
 from ..errors import InputError, UsageError, unknown
 from .checkpoint import load_checkpoint
 from .folder import MANIFEST, build, load_model, read_manifest
+from .options import ModelOptions
 from .preprocessing import Preprocessing
 from .shipped import list_shipped, shipped_folder
 
@@ -113,6 +114,17 @@ def open_model(
         weights=weights,
         history=({"opened": _label(source), "weights": weights},),
         remedy="--checkpoint if they are random" if is_factory else "--pretrained or --checkpoint",
+    )
+
+
+def open_by(spec: str | os.PathLike[str], options: ModelOptions) -> OpenedModel:
+    """Open a network with the weights that a command's options name; see `open_model`."""
+    return open_model(
+        spec,
+        pretrained=options.pretrained,
+        checkpoint=options.checkpoint,
+        num_classes=options.num_classes,
+        seed=options.seed,
     )
 
 

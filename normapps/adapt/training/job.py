@@ -9,7 +9,7 @@ from pathlib import Path
 from ...data.pictures import Pictures
 from ...data.pool import Pool
 from ...engine.loop import check_folder
-from ...models.load import OpenedModel, open_model
+from ...models.load import OpenedModel, open_by
 from ...models.options import preprocessing_of
 from .classes import match_classes, with_classes
 from .options import TrainOptions
@@ -86,13 +86,7 @@ def names_of(places: Sequence[str]) -> tuple[str, ...]:
 
 
 def _opened(spec: str, options: TrainOptions, say: Callable[[str], object]) -> OpenedModel:
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
+    opened = open_by(spec, options)
     opened = replace(opened, preprocessing=preprocessing_of(opened, options))
     say(opened.describe())
     say(opened.preprocessing.describe())
