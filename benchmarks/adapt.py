@@ -8,6 +8,7 @@ A run that is interrupted goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from normapps.adapt.training.classes import with_classes
 from normapps.adapt.training.options import RecipeOptions
 from normapps.adapt.training.train import train_domains
+from normapps.adapt.universal import TaskCost, task_cost, task_network
 from normapps.data.pictures import Pictures
 from normapps.data.pool import Pool
 from normapps.files import write_text
@@ -56,6 +59,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--runs", type=Path, default=Path("runs/adapt"))
+    clothes = Path("/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--clothes", type=Path, default=clothes, help="Fashion-MNIST's files")
     parser.add_argument("--base", type=Path, help="model folder that lite0.py wrote")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
@@ -123,6 +128,73 @@ def pacs(options: argparse.Namespace) -> None:
     recipe |= {"warmup": 20, "jitter": 0.3}
     own = {"dsbn": {"entropy_weight": 0.1, "diversity_weight": 0.1}}
     _compare("pacs", "PACS", directions, network, recipe, own, options)
+
+
+def universal(options: argparse.Namespace) -> None:
+    """A network of MNIST, frozen, with USPS and clothes as further tasks."""
+    data, runs = options.shared / "data", options.runs / "universal"
+    tasks = {"USPS": _digits(data / "usps.npz")}
+    if (clothes := _clothes(options.clothes)) is not None:
+        tasks["Fashion-MNIST"] = clothes
+    recipe = {"method": "source", "steps": options.steps or 500, "lr": 0.05, "crop": 0.9}
+    recipe |= {"flip": 0.0, "jitter": 0.0, "device": options.device}
+    torch.manual_seed(0)
+    mnist = _digits(data / "mnist.npz")
+    base = _trained(small_cnn(10, channels=1), mnist, recipe, runs / "MNIST")
+    for name, pools in tasks.items():
+        for part in ("norm", "head", "all"):
+            for seed in range(options.seeds):
+                model = task_network(base, 10, trained=part, seed=seed)
+                folder, own = runs / name / part / str(seed), {"train": part, "seed": seed}
+                _trained(model, pools, recipe | own, folder, task_cost(model))
+    _write_universal(runs, list(tasks), recipe, options)
+
+
+def _trained(
+    model: nn.Module,
+    pools: tuple[Pool, Pool],
+    recipe: dict[str, Any],
+    folder: Path,
+    cost: TaskCost | None = None,
+) -> nn.Module:
+    """Train on the first pool and measure on the second; a finished run is done again at once."""
+    train, test = pools
+    done = train_domains(model, [train], [test], RecipeOptions(**recipe), folder, tests=[test])
+    found = done.scores[0].accuracy
+    own = {} if cost is None else cost._asdict()
+    write_text(folder / "result.json", json.dumps({"accuracy": found.mean, "cost": own}))
+    print(folder, f"{found.mean:.4f}", flush=True)
+    return done.models[0]
+
+
+def _write_universal(
+    runs: Path, tasks: list[str], recipe: dict[str, Any], options: argparse.Namespace
+) -> None:
+    from results import conditions, table, write_section
+
+    rows = []
+    for part, words in (
+        ("norm", "norm layers, classifier"),
+        ("head", "classifier"),
+        ("all", "all"),
+    ):
+        cost = next(_results(runs / tasks[0] / part))["cost"]
+        whole = cost["norm"] + cost["head"] + cost["shared"]
+        own = {"norm": cost["norm"] + cost["head"], "head": cost["head"], "all": whole}[part]
+        cells = [_cell(runs / name, part) for name in tasks]
+        rows.append([words, f"{own:,} ({100 * own / whole:.1f} %)", *cells])
+    body = "\n\n".join(
+        [
+            "## Universal networks: accuracy of a further task, %",
+            "A small network trained on MNIST; each task trains what the row says, the rest is"
+            f" frozen. Mean ± standard deviation (number of seeds). Recipe: {_words(recipe)}.",
+            table(["trained", "own parameters of a task", *tasks], rows),
+            conditions(("normapps", "torch")),
+        ]
+    )
+    print(body)
+    if not options.dry_run:
+        write_section("adapt-universal", body)
 
 
 def _compare(
@@ -236,11 +308,30 @@ def _digits(path: Path) -> tuple[Pool, Pool]:
     return made[0], made[1]
 
 
+def _clothes(place: Path) -> tuple[Pool, Pool] | None:
+    """Fashion-MNIST as Debian's package has it; None without."""
+    if not place.is_dir():
+        return None
+    made = []
+    for part in ("train", "t10k"):
+        with gzip.open(place / f"{part}-images-idx3-ubyte.gz") as file:
+            pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        with gzip.open(place / f"{part}-labels-idx1-ubyte.gz") as file:
+            labels = np.frombuffer(file.read(), np.uint8, offset=8)
+        whole = torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.int64))
+        made.append(Pool(*whole, tuple(map(str, range(10)))))
+    return made[0], made[1]
+
+
 def _part(place: Path, wanted: Preprocessing) -> Pool:
     return Pool.read(Pictures(place, wanted))
 
 
-TASKS: dict[str, Callable[[argparse.Namespace], None]] = {"digits": digits, "pacs": pacs}
+TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "digits": digits,
+    "pacs": pacs,
+    "universal": universal,
+}
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ def test_an_existing_folder_is_refused_before_any_work(
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    monkeypatch.setattr("normapps.adapt.run.open_model", lambda *a, **k: pytest.fail("opened"))
+    monkeypatch.setattr("normapps.adapt.run.open_by", lambda *a, **k: pytest.fail("opened"))
     _, errors = run("run", "adapting:digits", digits / "faint", "-o", out, code=1)
     assert "exists already; --overwrite replaces it" in errors
     assert (
