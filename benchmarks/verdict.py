@@ -47,7 +47,7 @@ def main() -> None:
     body = "\n\n".join(
         [
             "## The verdict of `adapt run`",
-            f"EfficientNet-Lite0 on {options.pictures} of the 1000 photographs; distance: the median"
+            f"EfficientNet-Lite0 on {options.pictures} of 1000 photographs; distance: the median"
             " layer's, nats; halves: the same between halves of the pictures; then before → after,"
             " and the verdicts with the labels and without.",
             table((*HEAD, "with labels", "without"), rows),
