@@ -1,4 +1,4 @@
-"""Which part of a network learns."""
+"""Parts of a network: which one learns, and its batch norms."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def free_(model: nn.Module, trained: str) -> None:
     head.requires_grad_(True)
     for site in sites if trained == "norm" else ():
         site.module.requires_grad_(True)
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    """Return the names of a network's batch norms in its order, without what was one once."""
+    return [
+        site.name
+        for site in find_sites(model)
+        if "batch" in site.kinds and not (site.is_ours and site.norm != "batch")
+    ]

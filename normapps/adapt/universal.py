@@ -19,7 +19,7 @@ from ..models.classifier import classifier_name
 from ..norm.convert.sites import find_sites
 from ..norm.domain import DomainModel
 from ..norm.nesting import detached_copy
-from .parts import free_
+from .parts import batch_norms, free_
 
 
 class TaskCost(NamedTuple):
@@ -51,8 +51,8 @@ class UniversalNetwork(nn.Module):
         network: the shared network, a `DomainModel`.
 
     Raises:
-        InputError: no network, one without batch norms or classifier, or weights that should be
-            shared and differ; the first is named.
+        InputError: no network, one without batch norms or linear classifier, or weights that
+            should be shared and differ, those of other norm layers included; the first is named.
 
     Example:
         >>> network = UniversalNetwork({"digits": digits, "clothes": clothes})
@@ -68,6 +68,7 @@ class UniversalNetwork(nn.Module):
         first = next(iter(models.values()))
         self._head = classifier_name(first)
         for name, model in models.items():
+            _linear(model, self._head)
             _check_shared(first, model, self._head, f"{self.tasks[0]} and {name}")
         shared = detached_copy(first)
         heads = [detached_copy(model.get_submodule(self._head)) for model in models.values()]
@@ -84,14 +85,15 @@ class UniversalNetwork(nn.Module):
 
         Args:
             x: (N, ...) inputs.
-            task: name or number of one for all samples: logits (N, C) come back. Or (N,) numbers,
-                one a sample: a dictionary comes back, by the name of each task (n, C), its
-                samples in their order.
+            task: name or number of one for all samples: logits (N, C) come back. Or (N,) int64
+                numbers, one a sample: a dictionary comes back, by the name of each task (n, C),
+                its samples in their order.
 
         Raises:
-            InputError: an unknown task.
+            InputError: an unknown task, or not one a sample.
         """
         if isinstance(task, Tensor) and task.dim():
+            self._check_tasks(task, len(x))
             with self._heads.choosing(task):
                 whole = self.network(x, task)
             return {
@@ -120,6 +122,15 @@ class UniversalNetwork(nn.Module):
         if not 0 <= task < len(self.tasks):
             raise InputError(f"task {task}: must be 0 … {len(self.tasks) - 1}")
         return task
+
+    def _check_tasks(self, task: Tensor, count: int) -> None:
+        if task.dtype != torch.int64 or task.shape != (count,):
+            raise InputError(
+                f"tasks {tuple(task.shape)} {task.dtype}: must be ({count},) torch.int64, one a"
+                " sample"
+            )
+        if count:
+            self.index(int(task.min())), self.index(int(task.max()))
 
     def export(self, task: str | int) -> nn.Module:
         """Return a task's plain network: the classes and keys it came with, in inference mode.
@@ -157,9 +168,7 @@ def task_network(
     """
     made = detached_copy(model)
     name = classifier_name(made)
-    old = made.get_submodule(name)
-    if not isinstance(old, nn.Linear):
-        raise InputError(f"the classifier '{name}' is {type(old).__name__}, not a linear layer")
+    old = _linear(made, name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
@@ -213,16 +222,35 @@ class _Heads(nn.Module):
         return found
 
 
-def _check_shared(first: nn.Module, other: nn.Module, head: str, names: str) -> None:
-    """Check that two networks differ in norm layers and classifier alone."""
-    own = tuple(f"{site}." for each in find_sites(other) for site in each.names)
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    """A network's classifier.
+
+    Raises:
+        InputError: it is no linear layer, or there is nothing of the name.
+    """
+    found = dict(model.named_modules()).get(name)
+    if not isinstance(found, nn.Linear):
+        raise InputError(f"the classifier '{name}' is {type(found).__name__}, not a linear layer")
+    return found
+
+
+def is_shareable(model: nn.Module) -> bool:
+    """Return whether all of a network's norm layers are batch norms, of which tasks have banks."""
+    return len(batch_norms(model)) == len(find_sites(model)) > 0
+
+
+def _check_shared(first: nn.Module, other: nn.Module, head: str, tasks: str) -> None:
+    """Check that two networks differ in batch norms and classifier alone."""
+    names = batch_norms(other)
+    banks = [site for site in find_sites(other) if site.name in names]
+    own = tuple(f"{name}." for site in banks for name in site.names)
     mine, theirs = first.state_dict(), other.state_dict()
     for key in dict.fromkeys((*mine, *theirs)):
         if key.startswith((*own, f"{head}.")) and key in mine and key in theirs:
             continue
         if key not in mine or key not in theirs or not _equal(mine[key], theirs[key]):
             raise InputError(
-                f"'{key}' of {names} differs, and tasks share everything but norm layers and"
+                f"'{key}' of {tasks} differs, and tasks share everything but batch norms and"
                 f" classifier '{head}': train them with --train norm or head"
             )
 

@@ -22,7 +22,7 @@ from .convert.fusing import refuse_fusing_
 from .convert.origin import origin_of, set_origin
 from .convert.originals import restore_original
 from .convert.placing import place_
-from .convert.selection import Patterns
+from .convert.selection import Patterns, select
 from .convert.sites import Site, find_sites, read
 from .convert.successor import Successor, share_hooks
 from .layers.autodial import AutoDIAL
@@ -34,6 +34,9 @@ from .routing import Domain, Route
 
 KINDS = ("domain", "autodial", "transnorm", "domain_whitening")
 """What a network's batch norms can become: names of `list_norms()`."""
+
+_BATCH_NORMS = ("batch", "ghost", "streaming", "domain")
+"""Layers of ours that a domain can start from, and be what they were."""
 
 _STATISTICS = ("running_mean", "running_var", "running_cov", "num_batches_tracked")
 
@@ -87,8 +90,9 @@ class DomainModel(ConditionedModel):
         kind: as given.
 
     Raises:
-        InputError: no layer to convert, or one without running statistics; an unknown kind, or an
-            option that does not fit.
+        InputError: no layer to convert, one without running statistics, or one that a batch norm
+            was turned into and that computes something else; an unknown kind, or an option that
+            does not fit.
 
     Example:
         >>> model = DomainModel(timm.create_model("resnet18", pretrained=True), 2)
@@ -118,6 +122,7 @@ class DomainModel(ConditionedModel):
         options |= {} if sync is None else {"sync": sync}
         inner = detached_copy(model) if copy else model
         chosen: Any = {"match": match, "include": include, "exclude": exclude}
+        _refuse_others(inner, match, include, exclude)
         conversion = convert_norm_(inner, kind, **chosen, **options)
         for name, bank in _banks(inner).items():
             origin = origin_of(bank)
@@ -296,6 +301,21 @@ class DomainModel(ConditionedModel):
             raise InputError(
                 f"a domain of {kinds[0]} takes what state_of returned, or a population, and no "
                 f"network, whose statistics are not the domain's own ('{more[0]}')"
+            )
+
+
+def _refuse_others(model: nn.Module, match: str, include: Patterns, exclude: Patterns) -> None:
+    """Refuse layers that were batch norms once, such as those of IBN: banks would lose what is not.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for site in select(find_sites(model), [match], include, exclude):
+        if site.is_ours and site.norm not in _BATCH_NORMS:
+            raise InputError(
+                f"layer '{site.name}' is {type(site.module).__name__}, and a bank of batch norms"
+                " would compute something else; give the network with its batch norms, or leave"
+                f" the layer as it is: exclude=['{site.name}']"
             )
 
 

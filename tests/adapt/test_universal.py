@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normapps.adapt.universal import UniversalNetwork, task_cost, task_network
+from normapps.adapt.universal import UniversalNetwork, is_shareable, task_cost, task_network
 from normapps.errors import InputError
 from normapps.models.builders import timm_model
 from normapps.models.small import small_cnn
+from normapps.norm.convert.converter import convert_norm
 
 
 def _task(base: nn.Module, classes: int, seed: int) -> nn.Module:
@@ -130,6 +131,59 @@ def test_a_new_classifier_comes_from_its_seed() -> None:
     assert torch.equal(first.classifier.weight, same.classifier.weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
     assert base.classifier.out_features == 10
+
+
+class _TwoNorms(nn.Module):
+    """A batch norm and a layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.last, self.head = nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.last(self.norm(self.conv(x)).mean((2, 3))))
+        return logits
+
+
+def test_other_norm_layers_are_not_taken_from_the_first_task() -> None:
+    base = _TwoNorms()
+    models = {name: task_network(base, 2, seed=seed) for seed, name in enumerate("ab")}
+    UniversalNetwork(models)
+    assert not is_shareable(base)
+    assert is_shareable(small_cnn(width=4))
+    with torch.no_grad():
+        models["b"].last.weight.add_(0.5)
+    with pytest.raises(InputError, match=r"'last.weight' of a and b differs, .*batch norms"):
+        UniversalNetwork(models)
+
+
+@pytest.mark.parametrize("kind", ["ibn", "switchable"])
+def test_layers_that_were_batch_norms_once_have_no_banks(kind: str) -> None:
+    base = convert_norm(small_cnn(width=4), kind)
+    assert not is_shareable(base)
+    with pytest.raises(InputError, match=r"'features.0.norm' is .*would compute something else"):
+        UniversalNetwork({"a": task_network(base, 3)})
+
+
+def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="the classifier 'fc' is Conv2d, not a linear layer"):
+        UniversalNetwork({"a": timm_model("dla34")})
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (torch.tensor([0, -1, 0, 0, 1]), "task -1: must be 0"),
+        (torch.tensor([0, 2, 0, 0, 1]), "task 2: must be 0"),
+        (torch.rand(5, 2), r"tasks \(5, 2\) torch.float32: must be \(5,\) torch.int64"),
+        (torch.tensor([0]), r"tasks \(1,\) torch.int64: must be \(5,\)"),
+    ],
+)
+def test_samples_of_no_task_are_not_left_out_silently(task: Tensor, message: str) -> None:
+    models, x = _two()
+    with pytest.raises(InputError, match=message):
+        UniversalNetwork(models)(x, task)
 
 
 def test_what_cannot_be_one_network_is_refused_in_one_line() -> None:

@@ -330,6 +330,18 @@ def test_without_statistics_there_is_nothing_to_start_from() -> None:
     assert list(DomainModel(plain, 2, exclude=["block.1"]).banks()) == ["stem.1"]
 
 
+@pytest.mark.parametrize("name", ["ibn", "iln", "cholesky"])
+def test_what_a_batch_norm_was_turned_into_is_not_made_one_again(name: str) -> None:
+    """A domain is to start as the network was."""
+    torch.manual_seed(0)
+    plain = convert_norm(Tiny().eval(), name, include=["stem.1"])
+    with pytest.raises(InputError, match=r"layer 'stem.1' is .*exclude=\['stem.1'\]"):
+        DomainModel(plain, 2)
+    kept = DomainModel(plain, 2, exclude=["stem.1"]).eval()
+    x = torch.randn(2, 2, 8, 8)
+    torch.testing.assert_close(kept(x, 1), plain(x), **EXACT)
+
+
 def test_a_network_without_batch_norms() -> None:
     with pytest.raises(InputError, match="no norm layer"):
         DomainModel(nn.Linear(2, 2), 2)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...norm.convert.converter import convert_norm_
-from ...norm.convert.sites import find_sites
 from ...norm.nesting import detached_copy
 from ...norm.population.choosing import choose
 from ..adabn import adabn
+from ..parts import batch_norms
 from .base import Forward, JointNetwork, Method, Published, Step, supervised
 from .mixstyle import add_mixstyle_
 from .sampling import JointBatch
@@ -119,8 +119,3 @@ class MixStyle(SourceOnly):
         published = super().publish(target, pictures)
         self._undo = add_mixstyle_(model)
         return published
-
-
-def batch_norms(model: nn.Module) -> list[str]:
-    """Return the names of a network's batch norms in its order."""
-    return [site.name for site in find_sites(model) if "batch" in site.kinds]

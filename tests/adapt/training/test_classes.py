@@ -67,6 +67,14 @@ def test_what_cannot_be_matched_is_refused() -> None:
         match_classes([("x", good)], [("y", pool([0], ("q",)))])
 
 
+def test_a_class_of_one_picture_is_trained_on() -> None:
+    rest, held = split(pool([0, 0, 0, 0, 1, 2, 2, 2, 2, 2], ("a", "b", "c")), 5)
+    assert rest.labels is not None
+    assert held.labels is not None
+    assert sorted(rest.labels.tolist()) == [0, 0, 0, 0, 1, 2, 2, 2, 2]
+    assert held.labels.tolist() == [2]
+
+
 def test_every_nth_picture_is_held_out_of_each_class() -> None:
     whole = pool([0, 1] * 10, ("a", "b"))
     rest, held = split(whole, 5)
