@@ -8,6 +8,7 @@ from ..errors import InputError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+
 def classifier_name(model: nn.Module) -> str:
     """Return the name of the layer that makes the logits.
 
@@ -33,4 +34,5 @@ def classifier_name(model: nn.Module) -> str:
     told = [name for name in parts if named[name] is found and isinstance(found, _CONVOLUTIONS)]
     if not linear and not told:
         raise InputError(f"{type(model).__name__} has no linear layer that could be its classifier")
-    return (linear or told)[-1]
+    chosen: str = (linear or told)[-1]
+    return chosen

@@ -64,7 +64,8 @@ def match_classes(
 def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
     """Hold out every n-th picture in the order of the classes; return the rest and those.
 
-    The only picture of a class stays with the rest. With n = 0, and without labels, both are all pictures.
+    The only picture of a class stays with the rest. With n = 0, and without labels, both are all
+    pictures.
 
     Raises:
         InputError: nothing would be left to train on.

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...norm.convert.converter import convert_norm_
 from ...norm.nesting import detached_copy
 from ...norm.population.choosing import choose
@@ -68,8 +69,17 @@ class _Converted(SourceOnly):
     to: ClassVar[str]
 
     def build(self, model: nn.Module) -> JointNetwork:
-        """Convert the layers of `layers`."""
+        """Convert the layers of `layers`.
+
+        Raises:
+            InputError: there are none.
+        """
         names = self.layers(model)
+        if not names:
+            raise InputError(
+                f"{type(model).__name__} has no batch norm that could become {self.to}; "
+                "--method source trains it as it is"
+            )
         convert_norm_(model, self.to, include=names)
         self._steps: tuple[Step, ...] = ({"to": self.to, "layers": names, "options": {}},)
         return super().build(model)

@@ -23,6 +23,7 @@ from normapps.errors import InputError
 from normapps.models.folder import build, load_model, save_model
 from normapps.models.load import OpenedModel
 from normapps.models.preprocessing import Preprocessing
+from normapps.norm.convert.converter import convert_norm
 
 CHECKPOINT = Path("checkpoint") / "latest.safetensors"
 
@@ -246,6 +247,15 @@ def test_adabn_without_statistics_is_refused_before_it_trains(
         train_domains(plain, [source], [target], replace(options, method="adabn"), tmp_path)
 
 
+@pytest.mark.parametrize("method", ["ibn", "bin", "dsbn", "dwt"])
+def test_a_network_that_was_converted_before_is_not_converted_over(
+    method: str, options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
+) -> None:
+    converted = convert_norm(network(4).model, "switchable")
+    with pytest.raises(InputError, match=r"no batch norm that could become|is SwitchableNorm"):
+        train_domains(converted, [source], [target], replace(options, method=method), tmp_path)
+
+
 def test_a_baseline_of_other_classes_is_refused_before_the_run(
     options: RecipeOptions, source: Pool, target: Pool, tmp_path: Path
 ) -> None:
@@ -253,7 +263,7 @@ def test_a_baseline_of_other_classes_is_refused_before_the_run(
     model = build("small-cnn", arguments, seed=0)
     save_model(tmp_path / "other", model, builder="small-cnn", arguments=arguments)
     chosen = replace(options, baseline=str(tmp_path / "other"))
-    with pytest.raises(InputError, match="--baseline .*other has 3 outputs, the sources 10"):
+    with pytest.raises(InputError, match=r"--baseline .*other has 3 outputs, the sources 10"):
         train_domains(network(4), [source], [target], chosen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
