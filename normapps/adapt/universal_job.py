@@ -28,7 +28,7 @@ from .training.classes import match_classes, split, with_classes
 from .training.evaluation import Score
 from .training.publishing import points
 from .training.train import Trained, train_domains
-from .universal import TaskCost, UniversalNetwork, task_cost, task_network
+from .universal import TaskCost, UniversalNetwork, is_shareable, task_cost, task_network
 from .universal_options import UniversalOptions
 
 Progress = Callable[[str, int, int], object]
@@ -66,8 +66,9 @@ class Universal:
     Attributes:
         tasks: those that are finished.
         verdict: what is advised; None before all are.
-        network: the tasks as one network; None with `--train all`, which shares nothing, in
-            processes other than the first, and before all are finished.
+        network: the tasks as one network; None with `--train all`, which shares nothing, of a
+            network that has other norm layers than batch norms, in processes other than the
+            first, and before all are finished.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -111,7 +112,7 @@ def adapt_universal(
             if ready is not None:
                 ready()
             trained, classes = _train(name, opened, train, test, options, folder)
-            if trained.verdict is None and here.is_main:
+            if not trained.is_finished:
                 return Universal(tuple(done))
             if here.is_main:
                 models[name] = trained.models[0]
@@ -212,9 +213,10 @@ def _finish(
 ) -> Universal:
     if not here.is_main:
         return Universal()
-    network = UniversalNetwork(models) if options.train == "norm" else None
     verdict = judge(tasks, options)
     write_report(folder, _report(tasks, verdict, opened, options))
+    can_share = options.train != "all" and all(map(is_shareable, models.values()))
+    network = UniversalNetwork(models) if can_share else None
     return Universal(tuple(tasks), verdict, network)
 
 

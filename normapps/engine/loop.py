@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
 def _forget(folder: Path) -> None:
     for name in ("checkpoint", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("options.json", "metrics.jsonl"):
+    for name in ("options.json", "metrics.jsonl", "report.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from normapps.adapt.universal import UniversalNetwork
+from normapps.adapt.universal_job import adapt_universal
 from normapps.adapt.universal_options import UniversalOptions
 from normapps.cli.adapt import app
 from normapps.errors import InputError, UsageError
@@ -94,6 +98,49 @@ def test_parts_and_a_baseline(places: tuple[Path, Path], tmp_path: Path) -> None
     told = json.loads(said[said.index("{") :])
     assert "digits differs most from the baseline" in told["reason"]
     assert told["finished"]
+
+
+def test_tasks_on_layer_norms_are_networks_of_their_own(
+    places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """There are no banks of layer norms, so one network of all tasks is not made."""
+    options = UniversalOptions(
+        task=(f"digits={places[0]}",), steps=1, batch_size=4, warmup=0, device="cpu", limit=100
+    )
+    found = adapt_universal("test_vit", tmp_path, options, say=lambda line: None)
+    assert found.network is None
+    assert found.verdict is not None
+    assert (tmp_path / "report.json").exists()
+    told = json.loads((tmp_path / "digits" / "report.json").read_text())
+    assert told["measured_on"] == "held-out pictures"
+
+
+_TWO = """
+from pathlib import Path
+from normapps.adapt.universal_job import adapt_universal
+from normapps.adapt.universal_options import UniversalOptions
+options = UniversalOptions(
+    task=("digits={digits}", "shapes={shapes}"), steps=2, stop_after=1, batch_size=4, warmup=0,
+    device="cpu", size=8,
+)
+found = adapt_universal({model!r}, Path({out!r}), options, say=lambda line: None)
+print(f"tasks {{len(found.tasks)}}\\n", end="")
+"""
+
+
+def test_two_processes_stop_at_the_same_task(places: tuple[Path, Path], tmp_path: Path) -> None:
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    digits, shapes = places
+    script.write_text(_TWO.format(digits=digits, shapes=shapes, model=MODEL, out=str(out)))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, check=False,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["tasks 0"] * 2
+    assert not (out / "shapes").exists()
 
 
 def test_what_contradicts_itself_is_refused() -> None:

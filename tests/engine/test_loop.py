@@ -131,7 +131,9 @@ def test_a_run_is_not_continued_as_another(tmp_path: Path) -> None:
 
 def test_a_restart_forgets_the_run(tmp_path: Path) -> None:
     Loop(tmp_path, Options(), 2, fixed=("width",), seed=3).run(Walk())
+    (tmp_path / "report.json").write_text("{}")
     Loop(tmp_path, Options(width=5), 3, fixed=("width",), seed=3, restart=True).run(Walk())
+    assert not (tmp_path / "report.json").exists()  # of the run before
     assert json.loads((tmp_path / "options.json").read_text())["width"] == 5
     assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
 
