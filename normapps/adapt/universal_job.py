@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from ..data.pictures import Pictures
 from ..data.pool import Pool
 from ..engine.device import resolve_device
 from ..engine.distributed import World, world
@@ -22,17 +21,14 @@ from ..measure.report import (
     Verdict,
     write_report,
 )
-from ..models.load import OpenedModel, open_model
-from ..models.options import preprocessing_of
+from ..models.load import OpenedModel
 from .training.classes import match_classes, split, with_classes
 from .training.evaluation import Score
+from .training.job import Progress, open_for, read_pool
 from .training.publishing import points
 from .training.train import Trained, train_domains
 from .universal import TaskCost, UniversalNetwork, is_shareable, task_cost, task_network
 from .universal_options import UniversalOptions
-
-Progress = Callable[[str, int, int], object]
-"""Called with a place, the pictures read and their number in all."""
 
 _TOLERANCE = 0.01
 """How much accuracy a shared network may lose against its baseline and still be recommended."""
@@ -102,7 +98,7 @@ def adapt_universal(
         InputError: a model, pictures or folder that cannot be used.
         KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
     """
-    opened = _opened(spec, options, say)
+    opened = open_for(spec, options, say)
     done: list[Task] = []
     models: dict[str, torch.nn.Module] = {}
     with world(resolve_device(options.device)) as here:
@@ -121,20 +117,6 @@ def adapt_universal(
         return _finish(done, models, opened, options, folder, here)
 
 
-def _opened(spec: str, options: UniversalOptions, say: Callable[[str], object]) -> OpenedModel:
-    opened = open_model(
-        spec,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        seed=options.seed,
-    )
-    opened = replace(opened, preprocessing=preprocessing_of(opened, options))
-    say(opened.describe())
-    say(opened.preprocessing.describe())
-    return opened
-
-
 def _pools(
     name: str,
     opened: OpenedModel,
@@ -144,31 +126,13 @@ def _pools(
 ) -> tuple[Pool, Pool]:
     """A task's pictures to train and to measure on, numbered by one list of classes."""
     places = [options.tasks[name], *filter(None, [options.tests.get(name)])]
-    pools = [_read(place, opened, options, say, progress) for place in places]
+    pools = [read_pool(place, opened, options, say, progress) for place in places]
     matched = match_classes([(places[0], pools[0])], list(zip(places[1:], pools[1:], strict=True)))
     for line in matched.said:
         say(line)
     if matched.others:
         return matched.sources[0], matched.others[0]
     return split(matched.sources[0], options.hold_out)
-
-
-def _read(
-    place: str,
-    opened: OpenedModel,
-    options: UniversalOptions,
-    say: Callable[[str], object],
-    progress: Progress | None,
-) -> Pool:
-    def told(done: int, total: int) -> None:
-        if progress is not None:
-            progress(place, done, total)
-
-    pictures = Pictures(place, opened.preprocessing, limit=options.limit)
-    pool = Pool.read(pictures, max_bytes=options.max_bytes, workers=options.workers, progress=told)
-    for line in pool.failed:
-        say(line)
-    return pool
 
 
 def _train(

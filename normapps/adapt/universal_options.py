@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from ..errors import InputError, UsageError
-from ..models.options import PictureOptions
 from ..options import option
-from .training.options import TRAINED, FitOptions, RecipeOptions
+from .training.options import TRAINED, FitOptions, PoolOptions, RecipeOptions
 
 
 @dataclass(frozen=True)
-class UniversalOptions(FitOptions, PictureOptions):
+class UniversalOptions(FitOptions, PoolOptions):
     """Which tasks are trained on a shared network, and how.
 
     Raises:
@@ -35,9 +34,6 @@ class UniversalOptions(FitOptions, PictureOptions):
     baseline: str = option(
         "", "run folder to compare with, such as one of --train all with the same tasks"
     )
-    limit: int | None = option(None, "the most pictures of each task", low=1)
-    max_bytes: int = option(4_000_000_000, "memory that the pictures of a task may take", low=1)
-    workers: int | None = option(None, "threads that decode (default: one a core, up to 8)", low=0)
     overwrite: bool = option(False, "start tasks anew that the folder holds")
 
     def __post_init__(self) -> None:

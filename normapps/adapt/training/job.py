@@ -12,7 +12,7 @@ from ...engine.loop import check_folder
 from ...models.load import OpenedModel, open_by
 from ...models.options import preprocessing_of
 from .classes import match_classes, with_classes
-from .options import TrainOptions
+from .options import PoolOptions, TrainOptions
 from .train import Trained, train_domains
 
 Progress = Callable[[str, int, int], object]
@@ -43,10 +43,10 @@ def adapt_train(
     """
     if not options.overwrite:
         check_folder(folder, TrainOptions)
-    opened = _opened(spec, options, say)
-    sources = [_read(place, opened, options, say, progress) for place in options.source]
-    targets = [_read(place, opened, options, say, progress) for place in options.target]
-    tests = [_read(place, opened, options, say, progress) for place in options.test]
+    opened = open_for(spec, options, say)
+    sources = [read_pool(place, opened, options, say, progress) for place in options.source]
+    targets = [read_pool(place, opened, options, say, progress) for place in options.target]
+    tests = [read_pool(place, opened, options, say, progress) for place in options.test]
     names = names_of(options.target)
     matched = match_classes(
         list(zip(options.source, sources, strict=True)),
@@ -85,7 +85,8 @@ def names_of(places: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _opened(spec: str, options: TrainOptions, say: Callable[[str], object]) -> OpenedModel:
+def open_for(spec: str, options: PoolOptions, say: Callable[[str], object]) -> OpenedModel:
+    """Open a network with the preprocessing that the options ask for, and say what it is."""
     opened = open_by(spec, options)
     opened = replace(opened, preprocessing=preprocessing_of(opened, options))
     say(opened.describe())
@@ -93,13 +94,14 @@ def _opened(spec: str, options: TrainOptions, say: Callable[[str], object]) -> O
     return opened
 
 
-def _read(
+def read_pool(
     place: str,
     opened: OpenedModel,
-    options: TrainOptions,
+    options: PoolOptions,
     say: Callable[[str], object],
     progress: Progress | None,
 ) -> Pool:
+    """Read the pictures of a place into memory; say which could not be read."""
     pictures = Pictures(place, opened.preprocessing, limit=options.limit)
 
     def told(done: int, total: int) -> None:

@@ -132,7 +132,20 @@ class RecipeOptions(FitOptions):
 
 
 @dataclass(frozen=True)
-class TrainOptions(RecipeOptions, PictureOptions):
+class PoolOptions(PictureOptions):
+    """How pictures are read into memory.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    limit: int | None = option(None, "the most pictures of each place", low=1)
+    max_bytes: int = option(4_000_000_000, "memory that the pictures of a place may take", low=1)
+    workers: int | None = option(None, "threads that decode (default: one a core, up to 8)", low=0)
+
+
+@dataclass(frozen=True)
+class TrainOptions(RecipeOptions, PoolOptions):
     """`adapt train`: the recipe, and which pictures.
 
     Raises:
@@ -150,9 +163,6 @@ class TrainOptions(RecipeOptions, PictureOptions):
     hold_out: int = option(
         5, "without --test: measure on every n-th target picture, not trained on (0: on all)", low=0
     )
-    limit: int | None = option(None, "the most pictures of each domain", low=1)
-    max_bytes: int = option(4_000_000_000, "memory that the pictures of a domain may take", low=1)
-    workers: int | None = option(None, "threads that decode (default: one a core, up to 8)", low=0)
     overwrite: bool = option(False, "start the run anew if the folder holds one")
 
     def __post_init__(self) -> None:
