@@ -259,7 +259,8 @@ def _write_table(
     rows = []
     for method in METHODS:
         cells = [_cell(options.runs / name / each.name, method) for each in directions]
-        rows.append([method, *cells])
+        if set(cells) != {"–"}:
+            rows.append([method, *cells])
     told = [_words(recipe), *(f"{method}: {_words(each)}" for method, each in own.items())]
     body = "\n\n".join(
         [

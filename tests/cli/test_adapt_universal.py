@@ -136,7 +136,7 @@ def test_two_processes_stop_at_the_same_task(places: tuple[Path, Path], tmp_path
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, check=False,
-        timeout=100,
+        timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["tasks 0"] * 2
