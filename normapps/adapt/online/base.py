@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 
 from ...errors import InputError
 from ...norm.convert.converter import convert_norm
-from ...norm.layers.streaming import Ledger, StreamingNorm
+from ...norm.layers.ledger import Ledger
+from ...norm.layers.streaming import StreamingNorm
 from ...norm.nesting import detached_copy
 from ..outputs import logits_of
 from .configuration import collect_params, configure_model, streaming_layers
