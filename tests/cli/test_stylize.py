@@ -409,7 +409,8 @@ def test_the_console_script_stops_at_ctrl_c(here, model):
         assert time.monotonic() < limit
         time.sleep(0.05)
     job.send_signal(signal.SIGINT)
-    out, err = job.communicate(timeout=60)
+    job.wait(timeout=60)  # before its standard input is closed, whose end would be an error
+    out, err = job.communicate()
     assert job.returncode == 130
     assert err.splitlines()[-1] == "interrupted: 2 finished and kept"
     assert "Traceback" not in err
