@@ -399,9 +399,12 @@ def test_the_console_script_stops_at_ctrl_c(here, model):
     command = [sys.executable, "-m", "normapps.cli.main", "stylize", "photos", "-"]
     command += ["--style", "wave.png", "-o", "out", "--model", model, "--device", "cpu"]
     # It waits for standard input, which never comes, after the pictures of the folder.
+    # A suite that runs in the background of a shell ignores Ctrl-C, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     job = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     manifest = Path("out/manifest.jsonl")
     limit = time.monotonic() + 100
     while not (manifest.exists() and manifest.read_text().count("\n") == 2):
