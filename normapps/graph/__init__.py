@@ -1,0 +1,1 @@
+"""A model's channel graph: which channels live and die together, and how to cut them out."""

@@ -1,0 +1,1 @@
+"""Supervised training that several applications share: options, pools, batches, scores."""
