@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from normapps import NormappsError, UsageError, __version__
+from normapps.engine.allocator import keep_freed_memory
 
 from . import adapt, doctor, models, norm, style, stylize
 
@@ -34,6 +35,7 @@ def main() -> None:
     Exit codes: 0 done, 1 failed (one line `error: …` on stderr; with `NORMAPPS_DEBUG=1` also
     where), 2 wrong usage, 130 interrupted.
     """
+    keep_freed_memory()
     try:
         app()
     except NormappsError as error:
