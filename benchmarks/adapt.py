@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from normapps.adapt.training.classes import with_classes
 from normapps.adapt.training.options import RecipeOptions
 from normapps.adapt.training.train import train_domains
 from normapps.adapt.universal import TaskCost, task_cost, task_network
@@ -32,6 +31,7 @@ from normapps.files import write_text
 from normapps.models.load import open_model
 from normapps.models.preprocessing import Preprocessing
 from normapps.models.small import small_cnn
+from normapps.training.classes import with_classes
 
 METHODS = ("source", "adabn", "dsbn", "autodial", "dwt", "transnorm", "ibn", "bin", "mixstyle")
 STAGES = {"dsbn": 2}

@@ -19,12 +19,12 @@ from ..data.pool import Pool
 from ..engine.device import evaluating
 from ..errors import InputError
 from ..measure.memory import peak_bytes, peak_device_bytes
+from ..models.outputs import logits_of
 from ..models.preprocessing import Preprocessing
 from .domains import Domains
 from .evaluate_options import BASELINES
 from .losses import entropy
 from .methods import METHODS, create_method
-from .outputs import logits_of
 from .runs import Cell, Part, Run, batches_of
 
 Answer = Callable[[Tensor, Tensor], Tensor]

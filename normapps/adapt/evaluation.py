@@ -26,12 +26,12 @@ from ..files import check_folder
 from ..measure.report import Verdict
 from ..models.load import open_by
 from ..models.options import preprocessing_of
+from ..models.outputs import logits_of
 from ..models.preprocessing import Preprocessing
 from ..models.trying import try_out
 from .bench import Bench
 from .cells import Cells
 from .evaluate_options import BASELINES, EvaluateOptions
-from .outputs import logits_of
 from .run import check_finite, fitting_labels
 from .runs import Cell, Run, planned
 from .scores import Row, rows_of, verdict_of

@@ -22,6 +22,7 @@ from ..measure.report import NOT_RECOMMENDED, Report, Verdict, write_report
 from ..models.folder import check_target
 from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.options import preprocessing_of
+from ..models.outputs import logits_of
 from ..models.preprocessing import Preprocessing
 from ..models.trying import try_out
 from ..norm.nesting import detached_copy
@@ -29,7 +30,6 @@ from ..norm.population.fingerprint import Fingerprint
 from ..norm.population.statistics import Population, population_layers
 from .feed import Feed
 from .keeping import POPULATION, as_entry, changes, save_adapted
-from .outputs import logits_of
 from .presentation import Circumstances, adaptation_report
 from .run_options import AdaptOptions
 from .trial import Trial, check_adaptable, look_size, try_method

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..engine.device import evaluating
 from ..errors import InputError
+from ..models.outputs import logits_of
 from ..norm.convert.sites import find_sites
 from ..norm.nesting import detached_copy
 from ..norm.population.algebra import distance, merge
@@ -26,7 +27,6 @@ from ..norm.population.statistics import Population, population_layers
 from .feed import Feed, Part
 from .online.base import Online
 from .online.guard import Guard
-from .outputs import logits_of
 from .run_options import STATISTICS, AdaptOptions
 
 Tick = Callable[[str], object]

@@ -19,7 +19,7 @@ from ..models.classifier import classifier_name
 from ..norm.convert.sites import find_sites
 from ..norm.domain import DomainModel
 from ..norm.nesting import detached_copy
-from .parts import batch_norms, free_
+from ..training.parts import batch_norms, free_
 
 
 class TaskCost(NamedTuple):

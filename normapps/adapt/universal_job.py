@@ -22,9 +22,9 @@ from ..measure.report import (
     write_report,
 )
 from ..models.load import OpenedModel
-from .training.classes import match_classes, split, with_classes
-from .training.evaluation import Score
-from .training.job import Progress, open_for, read_pool
+from ..training.classes import match_classes, split, with_classes
+from ..training.evaluation import Score
+from ..training.opening import Progress, open_for, read_pool
 from .training.publishing import points
 from .training.train import Trained, train_domains
 from .universal import TaskCost, UniversalNetwork, is_shareable, task_cost, task_network

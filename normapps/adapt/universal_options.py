@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 
 from ..errors import InputError, UsageError
 from ..options import option
-from .training.options import TRAINED, FitOptions, PoolOptions, RecipeOptions
+from ..training.options import TRAINED, FitOptions, PoolOptions
+from .training.options import RecipeOptions
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import normapps.models  # noqa: F401 -- the guard that timm needs beside torch w
 from normapps.adapt import adabn, create_method, ema, prior
 from normapps.adapt.online.base import Online, configure_model
 from normapps.adapt.online.statistics import Statistics
-from normapps.adapt.outputs import logits_of
+from normapps.models.outputs import logits_of
 from normapps.norm import convert_norm_
 from normapps.norm.nesting import detached_copy
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...errors import InputError
+from ...models.outputs import logits_of
 from ...norm.convert.converter import convert_norm
 from ...norm.layers.ledger import Ledger
 from ...norm.layers.streaming import StreamingNorm
 from ...norm.nesting import detached_copy
-from ..outputs import logits_of
 from .configuration import collect_params, configure_model, streaming_layers
 
 __all__ = ["Online", "collect_params", "configure_model", "plain_copy", "streaming_layers"]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...errors import InputError
+from ...models.outputs import logits_of
 from ...norm.convert.selection import Patterns
 from ...norm.population.listening import Source
 from ..losses import entropy
-from ..outputs import logits_of
 from .base import Online
 from .configuration import collect_params, configured_copy, streaming_layers
 from .optimizers import create_optimizer

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from ...errors import InputError, NormappsError, unknown
 from ...measure.report import NOT_RECOMMENDED, RECOMMENDED, UNDECIDED
+from ...models.outputs import logits_of
 from ...norm.nesting import detached_copy
-from ..outputs import logits_of
 from .base import Online
 from .drift import distances, moments_of
 from .watch import Limits, Watch

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...models.outputs import logits_of
 from ...norm.nesting import detached_copy
-from ..outputs import logits_of
 from .configuration import streaming_layers
 
 

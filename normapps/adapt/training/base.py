@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...models.outputs import logits_of
 from ...norm.domain import DomainModel
-from ..outputs import logits_of
 from .options import RecipeOptions
 from .sampling import JointBatch
 

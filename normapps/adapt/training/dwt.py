@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...norm.convert.converter import convert_norm_
 from ...norm.domain import DomainModel
-from ..parts import batch_norms
+from ...training.parts import batch_norms
 from .base import Forward, JointNetwork, supervised
 from .consensus import min_entropy_consensus
 from .coupled import Coupled

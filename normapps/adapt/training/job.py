@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from ...data.pictures import Pictures
-from ...data.pool import Pool
 from ...engine.loop import check_folder
-from ...models.load import OpenedModel, open_by
-from ...models.options import preprocessing_of
-from .classes import match_classes, with_classes
-from .options import PoolOptions, TrainOptions
+from ...training.classes import match_classes, with_classes
+from ...training.opening import Progress, open_for, read_pool
+from .options import TrainOptions
 from .train import Trained, train_domains
-
-Progress = Callable[[str, int, int], object]
-"""Called with a place, the pictures read and their number in all."""
 
 
 def adapt_train(
@@ -83,32 +76,3 @@ def names_of(places: Sequence[str]) -> tuple[str, ...]:
         stem + (f"-{stems[:number].count(stem) + 1}" if stem in stems[:number] else "")
         for number, stem in enumerate(stems)
     )
-
-
-def open_for(spec: str, options: PoolOptions, say: Callable[[str], object]) -> OpenedModel:
-    """Open a network with the preprocessing that the options ask for, and say what it is."""
-    opened = open_by(spec, options)
-    opened = replace(opened, preprocessing=preprocessing_of(opened, options))
-    say(opened.describe())
-    say(opened.preprocessing.describe())
-    return opened
-
-
-def read_pool(
-    place: str,
-    opened: OpenedModel,
-    options: PoolOptions,
-    say: Callable[[str], object],
-    progress: Progress | None,
-) -> Pool:
-    """Read the pictures of a place into memory; say which could not be read."""
-    pictures = Pictures(place, opened.preprocessing, limit=options.limit)
-
-    def told(done: int, total: int) -> None:
-        if progress is not None:
-            progress(place, done, total)
-
-    pool = Pool.read(pictures, max_bytes=options.max_bytes, workers=options.workers, progress=told)
-    for line in pool.failed:
-        say(line)
-    return pool

@@ -17,8 +17,8 @@ from ...errors import InputError
 from ...norm.convert.converter import convert_norm_
 from ...norm.nesting import detached_copy
 from ...norm.population.choosing import choose
+from ...training.parts import batch_norms
 from ..adabn import adabn
-from ..parts import batch_norms
 from .base import Forward, JointNetwork, Method, Published, Step, supervised
 from .mixstyle import add_mixstyle_
 from .sampling import JointBatch

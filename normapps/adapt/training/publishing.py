@@ -12,8 +12,8 @@ from ...measure.interval import Estimate
 from ...measure.report import Report, Section, Table, Verdict
 from ...models.folder import save_model
 from ...models.load import OpenedModel
+from ...training.evaluation import Score
 from .base import Published, Step
-from .evaluation import Score
 from .options import RecipeOptions
 
 WHOLE, HELD = "the training pictures", "held-out pictures"

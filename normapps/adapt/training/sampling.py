@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from ...data.appearance import fourier_transfer, match_histogram
-from ...data.augment import augment
 from ...data.pool import Pool
 from ...engine.distributed import World
 from ...engine.loop import step_seed
 from ...errors import InputError
+from ...training.sampling import Normalize, Order, augmented
 from .options import RecipeOptions
-
-Normalize = Callable[[Tensor], Tensor]
-"""(n, C, H, W) uint8 to the network's floats, such as `Preprocessing.normalize`."""
 
 
 @dataclass(frozen=True)
@@ -36,36 +33,6 @@ class JointBatch:
     labels: tuple[Tensor, ...]
     targets: tuple[Tensor, ...] = ()
     again: tuple[Tensor, ...] = ()
-
-
-class Order:
-    """Which pictures of a set a step takes: one random order after the other, without a gap.
-
-    Args:
-        length: pictures in the set.
-        batch_size: pictures a step and process.
-        seed: of the orders.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        self.length, self.batch_size, self._seed = length, batch_size, seed
-        self._known: dict[int, Tensor] = {}
-
-    def rows(self, step: int, here: World) -> Tensor:
-        """Return the positions (batch_size,) of a step in this process."""
-        first = (step * here.size + here.rank) * self.batch_size
-        places = torch.arange(first, first + self.batch_size)
-        rounds = places // self.length
-        parts = [self._order(int(turn))[places[rounds == turn] % self.length] for turn in
-                 range(int(rounds[0]), int(rounds[-1]) + 1)]  # fmt: skip
-        return torch.cat(parts)
-
-    def _order(self, turn: int) -> Tensor:
-        if turn not in self._known:
-            generator = torch.Generator().manual_seed(step_seed(self._seed, turn))
-            kept = {turn - 1: self._known[turn - 1]} if turn - 1 in self._known else {}
-            self._known = {**kept, turn: torch.randperm(self.length, generator=generator)}
-        return self._known[turn]
 
 
 class Feed:
@@ -149,15 +116,7 @@ class Feed:
         return torch.from_numpy(found).permute(2, 0, 1).contiguous()
 
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        chosen = self.options
-        changed = augment(
-            images.to(self._device),
-            generator,
-            crop=chosen.crop,
-            shift=chosen.shift,
-            flip=chosen.flip,
-            jitter=chosen.jitter,
-        )
+        changed = augmented(images.to(self._device), generator, self.options)
         return self._normalize(changed)
 
 

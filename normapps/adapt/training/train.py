@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from ...models.folder import load_model
 from ...models.load import OpenedModel
 from ...models.preprocessing import Preprocessing
 from ...norm.nesting import detached_copy
-from ...norm.population.fingerprint import digest_of
-from ..parts import free_
+from ...training.classes import Matched, count_outputs, match_classes, split
+from ...training.evaluation import PoolBatches, Score, right_answers
+from ...training.identity import pictures_told, weights_told
+from ...training.parts import free_
 from .base import Published
-from .classes import Matched, count_outputs, match_classes, split
-from .evaluation import PoolBatches, Score, judge, right_answers
+from .evaluation import judge
 from .methods import make_method
 from .options import RecipeOptions, needy_flag
 from .publishing import HELD, WHOLE, folder_names, publish, report_of
@@ -34,9 +34,6 @@ from .trainer import Trainer
 
 _MOST_MEASURED = 10_000
 """Pictures of a target that AdaBN's statistics are taken from."""
-
-_MOST_HASHED = 1000
-"""Pictures of a pool that tell it from another one."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +167,8 @@ class _Run:
             options.stop_after, here, device, overwrite,
         )  # fmt: skip
         identity = {
-            "weights": _digest(plain),
-            "pictures": _pictures_told(domains),
+            "weights": weights_told(plain),
+            "pictures": pictures_told(domains.sources, domains.targets, domains.classes),
             "preprocessing": wanted.describe(),
         }
         counts = len(domains.sources), len(domains.targets)
@@ -310,27 +307,3 @@ def _check_fit(model: nn.Module, domains: Domains, name: str = "the network") ->
             f"{name} has {outputs} outputs, the sources {len(domains.classes)} classes; give "
             "it a classifier of as many"
         )
-
-
-def _pictures_told(domains: Domains) -> list[str]:
-    """Of each pool the number of pictures and 16 digits that other pictures would not have.
-
-    The labels count where they are learnt from. Of large pools every n-th picture is looked at.
-    """
-    told = []
-    for number, pool in enumerate((*domains.sources, *domains.targets)):
-        values = [pool.images[:: 1 + len(pool) // _MOST_HASHED]]
-        if number < len(domains.sources) and pool.labels is not None:
-            values.append(pool.labels)
-        digits = "".join(digest_of("pictures", each) for each in values)
-        whole = f"{digits} {domains.classes}".encode()
-        told.append(f"{len(pool)} of {hashlib.sha256(whole).hexdigest()[:16]}")
-    return told
-
-
-def _digest(model: nn.Module) -> str:
-    """Which network with which weights, 16 hexadecimal digits."""
-    whole = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        whole.update(f"{name} {tuple(value.shape)} {digest_of(name, value)}\n".encode())
-    return whole.hexdigest()[:16]

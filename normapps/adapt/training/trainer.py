@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ...engine.distributed import World
 from ...engine.run import flatten, optimizer_tensors, restore_optimizer, unflatten
 from ...errors import InputError
-from ...norm.layers.base import NormLayer
+from ...training.optimizing import distributed, learning_rate, make_optimizer
 from .base import Method
 from .options import RecipeOptions
 from .sampling import Feed
@@ -51,9 +50,9 @@ class Trainer:
         self.method, self.feed, self.options = method, feed, options
         self.here, self.device, self.identity, self._fresh = here, device, identity, fresh
         self.network = method.network.train()
-        self._forward = _distributed(self.network, here, device)
+        self._forward = distributed(self.network, here, device)
         self._stage = 1
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(self.network, self.options, self._fresh)
 
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step; return the terms, their sum and the gradient's norm."""
@@ -82,7 +81,7 @@ class Trainer:
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, 0)
         self.method.next_stage()
-        self._stage, self.optimizer = 2, self._optimizer()
+        self._stage, self.optimizer = 2, make_optimizer(self.network, self.options, self._fresh)
 
     def _accuracies(self, step: int) -> dict[str, float]:
         every = self.options.validate_every
@@ -118,7 +117,7 @@ class Trainer:
         self._stage = values["stage"]
         self.method.restore(unflatten("method", tensors), values["method"])
         self.network.load_state_dict(unflatten("network", tensors))
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(self.network, self.options, self._fresh)
         restore_optimizer(self.optimizer, tensors)
 
     def release(self) -> None:
@@ -126,69 +125,3 @@ class Trainer:
         self._forward = self.network
         if self.here.size > 1:
             gc.collect()
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        chosen = self.options
-        groups = parameter_groups(self.network, chosen, self._fresh)
-        if chosen.optimizer == "adam":
-            return torch.optim.AdamW(groups, lr=chosen.lr)
-        return torch.optim.SGD(groups, lr=chosen.lr, momentum=0.9, nesterov=True)
-
-
-def learning_rate(step: int, options: RecipeOptions, boundary: int | None = None) -> float:
-    """Return the rate of a step: in each stage a linear rise, then half a cosine to 0."""
-    first, last = 0, options.steps
-    if boundary is not None:
-        first, last = (0, boundary) if step < boundary else (boundary, options.steps)
-    done, length = step - first, last - first
-    warmup = min(options.warmup, length // 4)
-    if done < warmup:
-        return options.lr * (done + 1) / warmup
-    return options.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1, length - warmup)))
-
-
-def parameter_groups(
-    network: nn.Module, options: RecipeOptions, fresh: tuple[str, ...] = ()
-) -> list[dict[str, Any]]:
-    """Return a network's parameters by weight decay and by factor of the learning rate.
-
-    Norm layers, biases and other vectors do not decay: a domain that a batch lacks would otherwise
-    be moved by it.
-
-    Args:
-        network: what is trained.
-        options: weight decay and `head_lr`.
-        fresh: names of parameters with `head_lr` times the rate, in the network that was given:
-            here they are the ends of longer ones.
-    """
-    spared = {
-        id(each)
-        for module in network.modules()
-        if isinstance(module, NormLayer)
-        for each in module.parameters(recurse=False)
-    }
-    names = [name for name, _ in network.named_parameters()]
-    faster = {
-        # an attention's `se.fc.weight` is no `fc.weight`
-        min((name for name in names if f".{name}".endswith(f".{end}")), key=len, default="")
-        for end in fresh
-    }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, each in network.named_parameters():
-        if not each.requires_grad:
-            continue
-        decay = 0.0 if each.dim() < 2 or id(each) in spared else options.weight_decay
-        factor = options.head_lr if name in faster else 1.0
-        groups.setdefault((decay, factor), []).append(each)
-    return [
-        {"params": group, "weight_decay": decay, "factor": factor}
-        for (decay, factor), group in groups.items()
-    ]
-
-
-def _distributed(network: nn.Module, here: World, device: torch.device) -> nn.Module:
-    if here.size == 1:
-        return network
-    ids = [here.local_rank] if device.type == "cuda" else None
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(network, device_ids=ids)
-    return wrapped

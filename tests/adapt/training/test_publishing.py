@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from normapps.adapt.training.evaluation import Score, judge
+from normapps.adapt.training.evaluation import judge
 from normapps.adapt.training.publishing import folder_names, with_steps
+from normapps.training.evaluation import Score
 
 
 def test_one_folder_or_one_a_target() -> None:
@@ -44,12 +45,3 @@ def test_the_verdict_is_the_interval_of_the_difference() -> None:
     assert near.verdict == "undecided"
     both = judge([Score(n, answers(60, 100), answers(50, 100)) for n in ("art", "sketch")])
     assert "on 200 pictures" in both.reason
-
-
-def test_a_score_has_its_intervals() -> None:
-    score = Score("art", answers(80, 100), answers(50, 100))
-    assert (score.accuracy.mean, score.accuracy.count) == (0.8, 100)
-    assert score.baseline is not None
-    assert score.baseline.mean == 0.5
-    assert score.difference is not None
-    assert abs(score.difference.mean - 0.3) < 1e-9

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from normapps.adapt.training.options import RecipeOptions
-from normapps.adapt.training.sampling import Feed, Order
+from normapps.adapt.training.sampling import Feed
 from normapps.data.pool import Pool
 from normapps.engine.distributed import World
 from normapps.errors import InputError
-
-
-@given(st.integers(1, 20), st.integers(1, 30), st.integers(1, 3), st.integers(0, 5))
-def test_each_round_takes_every_picture_once(length: int, size: int, world: int, seed: int) -> None:
-    rounds = 3 * length
-    order = Order(length, size, seed)
-    taken = [
-        int(row)
-        for step in range(-(-rounds // (size * world)))
-        for rank in range(world)
-        for row in order.rows(step, World(rank, world))
-    ][:rounds]
-    assert Counter(taken) == dict.fromkeys(range(length), 3)
-    for first in (0, length, 2 * length):
-        assert sorted(taken[first : first + length]) == list(range(length))
-
-
-def test_rounds_and_seeds_have_orders_of_their_own() -> None:
-    whole = [Order(50, 50, seed).rows(step, World()).tolist() for seed in (0, 1) for step in (0, 1)]
-    assert len({tuple(each) for each in whole}) == 4
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

@@ -1,72 +1,21 @@
-"""The optimizer's side of training: rates, decay, stages."""
+"""A trainer's steps: which optimizer, which terms."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import pytest
 import torch
-from torch import nn
 
+from normapps.adapt.training.methods import make_method
 from normapps.adapt.training.options import RecipeOptions
-from normapps.adapt.training.trainer import learning_rate, parameter_groups
+from normapps.adapt.training.sampling import Feed
+from normapps.adapt.training.trainer import Trainer
+from normapps.data.pool import Pool
+from normapps.engine.distributed import World
 from normapps.models.small import small_cnn
-from normapps.norm.domain import DomainModel
-
-
-def test_the_rate_rises_and_falls_in_each_stage(options: RecipeOptions) -> None:
-    chosen = replace(options, steps=120, warmup=10, lr=1.0)
-    rates = [learning_rate(step, chosen) for step in range(120)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[10] == 1.0
-    assert rates[65] == pytest.approx(0.5)
-    assert rates[119] == pytest.approx(0.5 * (1 - math.cos(math.pi / 110)))
-    staged = [learning_rate(step, chosen, 40) for step in range(120)]
-    assert staged[0] == staged[40] == pytest.approx(0.1)
-    assert staged[10] == staged[50] == 1.0
-    assert staged[39] < 0.01
-    assert staged[119] < 0.01
-    brief = replace(chosen, steps=8)
-    assert learning_rate(2, brief) == 1.0  # a short stage is not all warm-up
-
-
-def test_weights_decay_and_norms_do_not(options: RecipeOptions) -> None:
-    model = DomainModel(small_cnn(3, 1, 8, 4), 2)
-    groups = parameter_groups(model, replace(options, weight_decay=0.3))
-    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    for name, each in model.named_parameters():
-        is_weight = "conv" in name or name.endswith("classifier.weight")
-        assert decay.pop(id(each)) == (0.3 if is_weight else 0.0), name
-    assert not decay
-
-
-def test_a_new_classifier_can_learn_faster(options: RecipeOptions) -> None:
-    model = small_cnn(3, 1, 8, 4)
-    model.features[0].conv.weight.requires_grad_(False)
-    fresh = ("classifier.weight", "classifier.bias")
-    groups = parameter_groups(nn.Sequential(model), replace(options, head_lr=10.0), fresh)
-    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
-    assert factor[id(model.classifier.weight)] == factor[id(model.classifier.bias)] == 10
-    assert factor[id(model.features[2].conv.weight)] == 1
-    assert id(model.features[0].conv.weight) not in factor
-
-
-def test_layers_that_end_like_the_classifier_learn_as_the_others(options: RecipeOptions) -> None:
-    model = nn.ModuleDict({"se": nn.ModuleDict({"fc": nn.Linear(2, 2)}), "fc": nn.Linear(2, 2)})
-    groups = parameter_groups(nn.Sequential(model), replace(options, head_lr=10.0), ("fc.weight",))
-    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
-    named = {name: factor[id(each)] for name, each in model.named_parameters()}
-    assert named == {"se.fc.weight": 1, "se.fc.bias": 1, "fc.weight": 10, "fc.bias": 1}
 
 
 def test_momentum_and_adam_are_what_they_are_called(options: RecipeOptions) -> None:
-    from normapps.adapt.training.methods import make_method
-    from normapps.adapt.training.sampling import Feed
-    from normapps.adapt.training.trainer import Trainer
-    from normapps.data.pool import Pool
-    from normapps.engine.distributed import World
-
     pool = Pool(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
     kinds = []
     for name in ("sgd", "adam"):

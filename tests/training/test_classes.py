@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import normapps.models  # noqa: F401  (guard)
-from normapps.adapt.training.classes import match_classes, outputs_of, split, with_classes
 from normapps.data.pool import Pool
 from normapps.errors import InputError
 from normapps.models.load import open_model
+from normapps.training.classes import match_classes, outputs_of, split, with_classes
 
 
 def pool(labels: list[int] | None, classes: tuple[str, ...] = ()) -> Pool:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from normapps.adapt.outputs import logits_of
 from normapps.errors import InputError
+from normapps.models.outputs import logits_of
 
 LOGITS = torch.randn(3, 5)
 OTHER = torch.randn(3, 7)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...data.pool import Pool
-from ...engine.device import evaluating
-from ...errors import InputError
-from ...models.folder import build
-from ...models.load import OpenedModel
-from ..outputs import logits_of
+from ..data.pool import Pool
+from ..engine.device import evaluating
+from ..errors import InputError
+from ..models.folder import build
+from ..models.load import OpenedModel
+from ..models.outputs import logits_of
 
 
 @dataclass(frozen=True)

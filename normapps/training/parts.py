@@ -7,7 +7,7 @@ from torch import nn
 from ..errors import InputError, unknown
 from ..models.classifier import classifier_name
 from ..norm.convert.sites import find_sites
-from .training.options import TRAINED
+from .options import TRAINED
 
 
 def free_(model: nn.Module, trained: str) -> None:
