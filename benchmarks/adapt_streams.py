@@ -21,6 +21,7 @@ from normapps.adapt.evaluate_options import EvaluateOptions
 from normapps.adapt.evaluation import evaluate
 from normapps.adapt.methods import list_methods
 from normapps.adapt.scores import Row
+from normapps.engine.allocator import keep_freed_memory
 from normapps.files import write_text
 
 KINDS = ("gaussian_noise", "defocus_blur", "contrast", "fog", "jpeg", "pixelate")
@@ -29,6 +30,7 @@ CORRUPTIONS = tuple(f"{kind}:{severity}" for kind in KINDS for severity in (3, 5
 
 def main() -> None:
     options = _arguments()
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     place = _listed(options.shared / "data" / "imagenet_sample_1000.tar", options.runs / "photos")
     model = str(write(options.runs / "lite0"))

@@ -75,9 +75,9 @@ def _row(name: str, mode: str, size: int, repeats: int) -> list[str]:
     seconds: dict[str, list[float]] = {"usual": [], "kept": []}
     memory = {"usual": 0.0, "kept": 0.0}
     for _ in range(repeats):
-        for word in seconds:
+        for word, found in seconds.items():
             took, peak = _run(word, name, mode, size)
-            seconds[word].append(took)
+            found.append(took)
             memory[word] = max(memory[word], peak)
     usual, kept = (statistics.median(each) * 1000 / size for each in seconds.values())
     words = [f"{usual:.1f}", f"{kept:.1f}", f"{1 - kept / usual:.0%}"]
