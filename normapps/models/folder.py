@@ -29,10 +29,14 @@ WEIGHTS, MANIFEST = "model.safetensors", "model.json"
 BUILDERS = {
     "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
     "small-cnn": "normapps.models.small:small_cnn",
+    "cifar-vgg": "normapps.models.cifar:cifar_vgg",
+    "cifar-resnet": "normapps.models.cifar:cifar_resnet",
+    "cifar-densenet": "normapps.models.cifar:cifar_densenet",
     "timm": "normapps.models.builders:timm_model",
     "torchvision": "normapps.models.builders:torchvision_model",
     "factory": "normapps.models.builders:factory_model",
     "converted": "normapps.models.builders:converted_model",
+    "slimmed": "normapps.models.builders:slimmed_model",
 }
 """Name in `model.json` → `module:callable` that makes the network from its `arguments`."""
 
