@@ -138,6 +138,28 @@ def converted_model(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]])
     return model
 
 
+def slimmed_model(
+    base: Mapping[str, Any],
+    attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    indices: Mapping[str, Sequence[Sequence[int] | None]] | None = None,
+) -> nn.Module:
+    """Make a network and give it the shapes of a slimmed one.
+
+    Args:
+        base: `builder` and `arguments` of the network before; itself slimmed, if it was twice.
+        attributes, shapes, indices: as in `normapps.models.slimmed.Edits`.
+
+    Raises:
+        InputError: the base cannot be made, or the edits do not fit it.
+    """
+    from .slimmed import Edits, apply_edits_
+
+    model = folder.build(base["builder"], base["arguments"])
+    apply_edits_(model, Edits(attributes or {}, shapes or {}, indices or {}))
+    return model
+
+
 def has_timm(name: str) -> bool:
     """Whether timm has a network of this name, whatever its tag."""
     import timm
