@@ -1,0 +1,260 @@
+"""The proof of a cut: silenced channels and missing channels must give the same output.
+
+A doomed channel of a batch norm is silenced by γ = β = 0 in a copy of the whole network, and both
+networks run. Nothing here knows how the graph was found, so what it got wrong shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine.device import evaluating
+from ..errors import InputError
+from ..models.slimmed import Edits, set_attributes_
+from .declared import Declared, declared_sizes
+from .graph import ChannelGraph, Keep
+from .surgery import slim_model
+
+Inputs = Tensor | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Slimmed:
+    """A network that was cut, and how far it is from the silenced one.
+
+    Attributes:
+        model: the slimmed network, in the mode of the original.
+        edits: by which a fresh original becomes its equal.
+        keep: (count,) bool, of the atoms that stayed: more than asked where groups were left.
+        difference: relative, as `verify` measures it; NaN if it was not measured.
+        left: name of each group that was left whole though it had channels to lose, and why.
+    """
+
+    model: nn.Module
+    edits: Edits
+    keep: Keep
+    difference: float
+    left: tuple[tuple[str, str], ...] = ()
+
+
+@torch.no_grad()
+def silenced(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
+    """Copy a network and make the channels that go silent: γ = β = 0 in every batch norm of theirs.
+
+    Args:
+        model: stays as it is.
+        graph: says which channels of which batch norms an atom is.
+        keep: (count,) bool, True for atoms that stay.
+    """
+    silent = copy.deepcopy(model)
+    for name, atoms in graph.scales.items():
+        layer = silent.get_submodule(name)
+        gone = torch.from_numpy(~keep[atoms])
+        for scale in (layer.weight, layer.bias):
+            if isinstance(scale, Tensor):
+                scale[gone.to(scale.device)] = 0
+    return silent
+
+
+def verify(
+    model: nn.Module,
+    slimmed: nn.Module,
+    graph: ChannelGraph,
+    keep: Keep,
+    inputs: Inputs,
+    tolerance: float = 1e-5,
+) -> float:
+    """Compare a slimmed network with the original whose doomed channels are silenced.
+
+    Both run in eval mode; in float64, too, if they differ by more than the tolerance in their own
+    precision, which rounding alone can do.
+
+    Args:
+        model: the original; stays as it is.
+        slimmed: what the oracle is asked about; stays as it is.
+        inputs: a tensor, or a tuple of arguments.
+        tolerance: beyond which float64 decides.
+
+    Returns:
+        max|a − b| / max|a| of each output (tensors in tuples, lists and dicts, too), the largest of
+        them. Infinite if an output is not finite, or has another shape or structure.
+
+    Raises:
+        Exception: whatever the slimmed network raises on these inputs.
+    """
+    silent = silenced(model, graph, keep)
+    difference = _difference(_run(silent, inputs), _run(slimmed, inputs))
+    return _settled(difference, silent, slimmed, inputs, tolerance)
+
+
+def slim_verified(
+    model: nn.Module,
+    graph: ChannelGraph,
+    keep: Keep,
+    inputs: Inputs,
+    tolerance: float = 1e-5,
+) -> Slimmed:
+    """Cut channels out of a network and prove it; what cannot be proven stays.
+
+    Where the cut network fails, or its outputs differ, the groups at fault are found by halving and
+    left whole, each with the reason. The result is always one that was verified.
+
+    Args:
+        model: stays as it is.
+        graph: of this model.
+        keep: (count,) bool, True for atoms that stay.
+        inputs: a tensor, or a tuple of arguments, on the model's device; not constant.
+        tolerance: largest relative difference that counts as equal.
+
+    Raises:
+        InputError: the network itself, uncut, does not give finite outputs, or not the same ones
+            twice.
+    """
+    keep = np.array(keep, dtype=bool)
+    trial = _Trial(model, graph, inputs, tolerance)
+    touched = [i for i, g in enumerate(graph.groups) if not keep[g.atoms].all()]
+    whole = np.ones_like(keep)
+    best, reason = trial(keep)
+    if best is None:
+        base, why = trial(whole)
+        if base is None:
+            raise InputError(f"{type(model).__name__} cannot be verified: {why}")
+        left: list[tuple[str, str]] = []
+        best = _accumulate(trial, keep, whole, base, touched, left, reason)
+        return dataclasses.replace(best, left=tuple(left))
+    return best
+
+
+class _Trial:
+    """Cuts and compares; counts as failed what raises or differs."""
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, inputs: Inputs, tolerance: float
+    ) -> None:
+        self.model, self.graph = model, graph
+        self.inputs, self.tolerance = inputs, tolerance
+
+    def __call__(self, keep: Keep) -> tuple[Slimmed | None, str]:
+        """Return the slimmed network, or None and why not."""
+        try:
+            slim, edits = slim_model(self.model, self.graph, keep)
+            silent = silenced(self.model, self.graph, keep)
+            with Declared(silent) as before:
+                one = _run(silent, self.inputs)
+            with Declared(slim) as after:
+                other = _run(slim, self.inputs)
+            difference = _difference(one, other)
+            difference = _settled(difference, silent, slim, self.inputs, self.tolerance)
+        except Exception as error:  # somebody else's forward may raise anything
+            return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if not difference <= self.tolerance:
+            return None, f"the output differs by {difference:.2g} of its size"
+        sizes = declared_sizes(slim, before.sizes, after.sizes)
+        edits = dataclasses.replace(edits, attributes=_joined(edits.attributes, sizes))
+        for name, values in sizes.items():
+            set_attributes_(slim.get_submodule(name), name, values)
+        return Slimmed(slim, edits, keep, difference), ""
+
+
+def _joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {**one.get(name, {}), **other.get(name, {})} for name in [*one, *other]}
+
+
+def _accumulate(
+    trial: _Trial,
+    keep: Keep,
+    whole: Keep,
+    base: Slimmed,
+    groups: Sequence[int],
+    left: list[tuple[str, str]],
+    reason: str,
+) -> Slimmed:
+    """Add groups to what is verified, halving where they fail; `left` gets those that do alone.
+
+    Returns what was verified last: `base`, whose cuts are always part of it, or more.
+    """
+    half = len(groups) // 2
+    if half == 0:
+        left += [(trial.graph.groups[index].name, reason) for index in groups]
+        return base
+    for part in (groups[:half], groups[half:]):
+        wanted = base.keep.copy()
+        for index in part:
+            atoms = trial.graph.groups[index].atoms
+            wanted[atoms] = keep[atoms]
+        found, why = trial(wanted)
+        if found is None:
+            found = _accumulate(trial, keep, whole, base, part, left, why)
+        base = found
+    return base
+
+
+def _settled(
+    difference: float, silent: nn.Module, slimmed: nn.Module, inputs: Inputs, tolerance: float
+) -> float:
+    """The difference in float64 where it is more than the tolerance, which may be rounding."""
+    if difference <= tolerance:
+        return difference
+    wide = _to(inputs, torch.float64)
+    one, other = copy.deepcopy(silent).double(), copy.deepcopy(slimmed).double()
+    try:
+        return _difference(_run(one, wide), _run(other, wide))
+    except RuntimeError:  # a forward that insists on float32
+        return difference
+
+
+def _run(model: nn.Module, inputs: Inputs) -> Any:
+    with evaluating(model):
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_to(each, dtype) for each in value)
+    return value
+
+
+def _difference(one: Any, other: Any) -> float:
+    """The largest relative difference of all tensors in two outputs of one structure."""
+    mine, theirs = dict(_tensors(one)), dict(_tensors(other))
+    if not mine or mine.keys() != theirs.keys():
+        return math.inf
+    return max(_relative(mine[path], theirs[path]) for path in mine)
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return math.inf
+    if one.numel() == 0:
+        return 0.0
+    one, other = one.double(), other.double()
+    if not bool(one.isfinite().all() and other.isfinite().all()):
+        return math.inf
+    gap, size = float((one - other).abs().max()), float(one.abs().max())
+    if gap == 0:
+        return 0.0
+    return gap / size if size > 0 else math.inf
+
+
+def _tensors(out: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(out, Tensor):
+        yield path, out
+    elif isinstance(out, Mapping):
+        for key, value in out.items():
+            yield from _tensors(value, f"{path}.{key}")
+    elif isinstance(out, list | tuple):
+        for index, value in enumerate(out):
+            yield from _tensors(value, f"{path}.{index}")
+    elif dataclasses.is_dataclass(out) and not isinstance(out, type):
+        yield from _tensors(vars(out), path)
