@@ -41,8 +41,8 @@ class Halves(nn.Module):
 def halves_graph(tied: bool = True) -> ChannelGraph:
     """The graph of `Halves`, up to the depthwise layer's output, whose constants must stay."""
     whole = np.arange(8) % 4 if tied else np.arange(8)
-    norm = dict.fromkeys(("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"))
-    slots: dict[str, Any] = {name: (whole,) for name in norm}
+    norm = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    slots: dict[str, Any] = dict.fromkeys(norm, (whole,))
     slots |= {"first.weight": (whole, None, None, None), "depth.bias": (whole[:4],)}
     slots |= {"depth.weight": (whole[:4], None, None, None), "last.weight": (None, whole)}
     slots |= {"norm.num_batches_tracked": (), "last.bias": (None,)}
