@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.labels import fitting_labels
 from ..data.pictures import Pictures
 from ..data.pool import Pool
 from ..engine.device import place, resolve_device, resolve_dtype
@@ -28,11 +29,10 @@ from ..models.load import open_by
 from ..models.options import preprocessing_of
 from ..models.outputs import logits_of
 from ..models.preprocessing import Preprocessing
-from ..models.trying import try_out
+from ..models.trying import check_finite, try_out
 from .bench import Bench
 from .cells import Cells
 from .evaluate_options import BASELINES, EvaluateOptions
-from .run import check_finite, fitting_labels
 from .runs import Cell, Run, planned
 from .scores import Row, rows_of, verdict_of
 

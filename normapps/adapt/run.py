@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from ..data.labels import fitting_labels
 from ..data.pictures import Pictures
-from ..data.sources import LISTS
 from ..engine.device import place, resolve_device, resolve_dtype
-from ..errors import InputError
 from ..measure.accuracy import accuracy, paired_difference
 from ..measure.agreement import compare_logits
 from ..measure.interval import Estimate
@@ -24,7 +22,7 @@ from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.options import preprocessing_of
 from ..models.outputs import logits_of
 from ..models.preprocessing import Preprocessing
-from ..models.trying import try_out
+from ..models.trying import check_finite, try_out
 from ..norm.nesting import detached_copy
 from ..norm.population.fingerprint import Fingerprint
 from ..norm.population.statistics import Population, population_layers
@@ -109,22 +107,6 @@ def adapt_model(
     return _finish(opened, model, trial, feed, out, options, preprocessing)
 
 
-def check_finite(model: nn.Module, where: str) -> None:
-    """Find weights and statistics that are NaN or infinite.
-
-    Raises:
-        InputError: there are; the first tensor is named.
-    """
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            bad = int((~torch.isfinite(value)).sum())
-            if bad:
-                raise InputError(
-                    f"{where}: {name} is not finite in {bad} of {value.numel()} values; the weights"
-                    " are damaged, take another checkpoint"
-                )
-
-
 def gather(trial: Trial, opened: OpenedModel, pictures: Pictures) -> tuple[Evidence, str]:
     """Return the numbers that judge a trial, and why accuracy is not among them."""
     before, after = trial.before, trial.after
@@ -146,24 +128,6 @@ def gather(trial: Trial, opened: OpenedModel, pictures: Pictures) -> tuple[Evide
         online=online,
     )
     return evidence, reason
-
-
-def fitting_labels(
-    pictures: Pictures, labels: Tensor | None, outputs: int
-) -> tuple[Tensor | None, str]:
-    """Return the labels if they are the model's classes, else why they are not.
-
-    Class folders are numbered in sorted order, so they fit a model of as many outputs; the
-    numbers that a list gives are classes as they stand, and fit where the model has them all.
-    """
-    if labels is None:
-        return None, f"{pictures.place} has no labels, which class folders or a list would give"
-    count = len(pictures.classes)
-    by_number = pictures.classes == tuple(map(str, range(count)))
-    is_list = Path(pictures.place).suffix.lower() in LISTS
-    if count == outputs or (is_list and by_number and count < outputs):
-        return labels, ""
-    return None, f"data has {count} classes, the model {outputs} outputs"
 
 
 def _share(correct: Tensor) -> Estimate:

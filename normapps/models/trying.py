@@ -1,11 +1,11 @@
-"""A network tried on grey pictures: what it cannot take is one line, and before long work."""
+"""A network tried before long work: what is wrong with it, or it cannot take, is one line."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..engine.device import evaluating
 from ..errors import InputError
@@ -40,3 +40,19 @@ def try_out(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
                 f"{name}: fails on pictures of {width}×{height} ({short}); give the --size that it"
                 " takes, or another model"
             ) from error
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """Find weights and statistics that are NaN or infinite.
+
+    Raises:
+        InputError: there are; the first tensor is named.
+    """
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise InputError(
+                    f"{where}: {name} is not finite in {bad} of {value.numel()} values; the weights"
+                    " are damaged, take another checkpoint"
+                )
