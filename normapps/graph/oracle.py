@@ -91,7 +91,16 @@ def verify(
     Raises:
         Exception: whatever the slimmed network raises on these inputs.
     """
-    silent = silenced(model, graph, keep)
+    return difference_of(silenced(model, graph, keep), slimmed, inputs, tolerance)
+
+
+def difference_of(
+    silent: nn.Module, slimmed: nn.Module, inputs: Inputs, tolerance: float = 1e-5
+) -> float:
+    """Compare any two networks that should give the same output, as `verify` does.
+
+    Returns and raises what `verify` does; `silent` is what the difference is relative to.
+    """
     difference = _difference(_run(silent, inputs), _run(slimmed, inputs))
     return _settled(difference, silent, slimmed, inputs, tolerance)
 
