@@ -56,19 +56,25 @@ class Dots:
 
 @dataclass(frozen=True)
 class Histograms:
-    """Shares of values in bins, a line a series.
+    """Values in bins, a line a series: the share of them, or their number.
 
     Attributes:
         series: values by the name of the series.
         axis: what the values are.
-        span: lowest and highest value of the axis.
+        span: lowest and highest value of the axis; what is beyond is in the last bin.
         bins: how many.
+        each: what a value belongs to, in the plural.
+        counts: the bars are numbers, not per cent of the series.
+        mark: where a line across stands, and what it is.
     """
 
     series: Mapping[str, Sequence[float]]
     axis: str
     span: tuple[float, float] = (0.0, 1.0)
     bins: int = 20
+    each: str = "pictures"
+    counts: bool = False
+    mark: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,8 @@ def render(plot: Plot) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x" if isinstance(plot, Bars | Dots) else "y", color="#e5e7eb")
         _draw(plot, axes)
-        if len(plot.series) > 1:
-            figure.legend(loc="outside upper right", ncols=len(plot.series), frameon=False)
+        if len(plot.series) > 1 or getattr(plot, "mark", None):
+            figure.legend(loc="outside upper right", ncols=len(plot.series) + 1, frameon=False)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
     return png.getvalue()
@@ -184,12 +190,17 @@ def _name_rows(plot: Bars | Dots, axes: Axes) -> None:
 def _draw_histograms(plot: Histograms, axes: Axes) -> None:
     low, high = plot.span
     for colour, (name, values) in zip(_colours(plot), plot.series.items(), strict=True):
-        weights = [100 / len(values)] * len(values) if len(values) else []
+        weight = 1.0 if plot.counts else 100 / max(1, len(values))
+        inside = [min(max(each, low), high) for each in values]
+        weights = [weight] * len(inside)
         shape: dict[str, Any] = {"bins": plot.bins, "range": plot.span, "weights": weights}
-        axes.hist(values, **shape, color=colour, alpha=0.25)
-        axes.hist(values, **shape, color=colour, histtype="step", linewidth=1.6, label=name)
+        axes.hist(inside, **shape, color=colour, alpha=0.25)
+        axes.hist(inside, **shape, color=colour, histtype="step", linewidth=1.6, label=name)
+    if plot.mark is not None:
+        place, text = plot.mark
+        axes.axvline(place, color=_COLOURS[2], linewidth=1.4, linestyle="--", label=text)
     axes.set_xlim(low, high)
-    axes.set(xlabel=plot.axis, ylabel="% of the pictures")
+    axes.set(xlabel=plot.axis, ylabel=plot.each if plot.counts else f"% of the {plot.each}")
 
 
 def _colours(plot: Plot) -> list[str]:

@@ -7,11 +7,13 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from normapps.measure import plots
 from normapps.measure import report as module
 from normapps.measure.plots import AFTER, Bars, Dots, Histograms, Lines, Plot, can_plot, render
 from normapps.measure.report import (
@@ -104,6 +106,7 @@ def test_a_missing_matplotlib_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         Dots([f"layer{i}" for i in range(300)], {"x": list(range(1, 301))}, "nats", 1e-4),
         Dots(["nothing"], {"x": [0.0], "y": [0.0], "z": [float("nan")]}, "nats", 1e-4),
         Histograms({"before": [0.1, 0.9], "after": []}, "confidence"),
+        Histograms({"all": [0.1, 7.0]}, "scale", each="channels", counts=True, mark=(0.4, "cut")),
         Lines([1, 2, 3], {"loss": [3.0, float("nan"), 1.0]}, ("step", "loss")),
     ],
     ids=["bars", "many", "many-dots", "zero", "histograms", "lines"],
@@ -147,3 +150,28 @@ def test_a_logarithmic_axis_is_cut_at_its_floor() -> None:
 
 def test_style_and_sections_need_no_script() -> None:
     assert not re.search(r"<script|url\(|@import|<link", page(_report()))
+
+
+def test_a_histogram_counts_all_and_draws_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, object]] = []
+
+    class Axes:
+        def hist(self, values: list[float], **options: object) -> None:
+            drawn.append({"values": values, **options})
+
+        def axvline(self, place: float, **options: object) -> None:
+            drawn.append({"mark": place, "label": options["label"]})
+
+        def set_xlim(self, *_: float) -> None: ...
+
+        def set(self, **options: object) -> None:
+            drawn.append(options)
+
+    values = [0.1, 0.2, 7.0]  # 7 is beyond the axis
+    mark = (0.4, "cut")
+    plot = Histograms({"all": values}, "scale", each="channels", counts=True, mark=mark)
+    plots._draw_histograms(plot, cast(Any, Axes()))
+    assert drawn[0]["values"] == [0.1, 0.2, 1.0]
+    assert drawn[0]["weights"] == [1.0] * 3
+    assert drawn[2] == {"mark": 0.4, "label": "cut"}
+    assert drawn[3] == {"xlabel": "scale", "ylabel": "channels"}
