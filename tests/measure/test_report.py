@@ -109,7 +109,7 @@ def test_a_missing_matplotlib_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         Histograms({"all": [0.1, 7.0]}, "scale", each="channels", counts=True, mark=(0.4, "cut")),
         Lines([1, 2, 3], {"loss": [3.0, float("nan"), 1.0]}, ("step", "loss")),
     ],
-    ids=["bars", "many", "many-dots", "zero", "histograms", "lines"],
+    ids=["bars", "many", "many-dots", "zero", "histograms", "counts", "lines"],
 )
 def test_plots_are_png_of_one_width_and_always_the_same(plot: Plot) -> None:
     png = render(plot)
