@@ -83,7 +83,7 @@ def test_scales_are_given_by_layer_for_histograms() -> None:
 def test_a_scale_that_is_not_finite_is_refused_by_its_layers_name(value: float) -> None:
     net = model()
     net[3].weight.data[1] = value
-    with pytest.raises(InputError, match="^3: a scale is not finite"):
+    with pytest.raises(InputError, match=r"^3: a scale is not finite"):
         importance(net, graph())
 
 
@@ -113,5 +113,5 @@ def test_a_model_without_batch_norm_is_refused() -> None:
 def test_an_unknown_kind_and_another_model_are_refused() -> None:
     with pytest.raises(InputError, match="did you mean 'scale'"):
         importance(model(), graph(), "scales")
-    with pytest.raises(InputError, match="^1: the model has no such batch norm"):
+    with pytest.raises(InputError, match=r"^1: the model has no such batch norm"):
         importance(nn.Sequential(nn.Conv2d(2, 3, 3)), graph())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from normapps.errors import InputError, UsageError
 from normapps.graph.graph import ChannelGraph, Cost, Group
-from normapps.slim.plan import plan
+from normapps.slim.plan import Plan, plan
 from normapps.slim.removal import Rules, removal
 
 Array = NDArray[Any]
@@ -27,7 +28,7 @@ def chain(widths: list[int], copies: list[int], pinned: tuple[int, ...] = ()) ->
     `joint`, reads the first two groups concatenated (a DenseNet's).
     """
     starts = np.concatenate([[0], np.cumsum(widths)])
-    atoms = [np.arange(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    atoms = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
     wide = [np.repeat(each, copy) for each, copy in zip(atoms, copies, strict=True)]
     slots: dict[str, tuple[Array | None, ...]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -169,20 +170,20 @@ def test_a_target_is_met_by_the_least_removal_or_named_unreachable(
     whole = cost(np.ones(graph.count, bool))
     order = removal(graph, values, Rules(round_to=multiple), np.ones(graph.count, bool))
     costs = [cost(order.keep(taken)) for taken in range(len(order.order) + 1)]
-    try:
-        found = plan(graph, values, round_to=multiple, **{f"target_{what}": target})
-    except InputError as error:
-        assert f"--target-{what}" in str(error)
-        nearest = float(str(error).split("nearest is ")[1].split(",")[0])
+    if min(costs) > target * whole:
+        with pytest.raises(InputError, match=f"--target-{what}") as refused:
+            plan(graph, values, round_to=multiple, **{f"target_{what}": target})
+        nearest = float(str(refused.value).split("nearest is ")[1].split(",")[0])
+        assert nearest > target
         again = plan(graph, values, round_to=multiple, **{f"target_{what}": nearest})
         assert cost(again.keep) == min(costs)
-        assert nearest > target
-    else:
-        reached = cost(found.keep)
-        assert reached == found.reached[what] * whole
-        assert reached <= target * whole
-        # none that removes less meets it
-        assert not any(reached < each <= target * whole for each in costs)
+        return
+    found = plan(graph, values, round_to=multiple, **{f"target_{what}": target})
+    reached = cost(found.keep)
+    assert reached == found.reached[what] * whole
+    assert reached <= target * whole
+    # none that removes less meets it
+    assert not any(reached < each <= target * whole for each in costs)
 
 
 def test_targets_of_flops_and_parameters_are_different_plans() -> None:
@@ -270,16 +271,18 @@ def test_steps_to_a_target_end_where_one_step_would(
         masks.append(keep)
         return values
 
-    try:
-        once = plan(graph, values, target_flops=target, per_layer=per_layer)
-    except InputError as error:
-        with pytest.raises(InputError) as again:
-            plan(graph, values, target_flops=target, per_layer=per_layer, iterative=steps)
-        assert str(again.value) == str(error)
+    def asked(rated: Any, number: int) -> Plan | str:
+        try:
+            return plan(graph, rated, target_flops=target, per_layer=per_layer, iterative=number)
+        except InputError as error:
+            return str(error)
+
+    once, found = asked(values, 1), asked(importance, steps)
+    if isinstance(once, str) or isinstance(found, str):
+        assert once == found
         return
-    found = plan(graph, importance, target_flops=target, per_layer=per_layer, iterative=steps)
     np.testing.assert_array_equal(found.keep, once.keep)
-    for before, after in zip(masks[:-1], masks[1:], strict=True):
+    for before, after in itertools.pairwise(masks):
         assert not (after & ~before).any()
 
 
