@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .graph import Atoms, ChannelGraph, Cost, Cut, Group, Keep
+from .trace import trace_channels
 
-__all__ = ["Atoms", "ChannelGraph", "Cost", "Cut", "Group", "Keep"]
+__all__ = ["Atoms", "ChannelGraph", "Cost", "Cut", "Group", "Keep", "trace_channels"]

@@ -1,0 +1,129 @@
+"""From what a trace noted to the ChannelGraph: atoms numbered, and gathered into groups."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from torch import nn
+
+from .atoms import Ledger
+from .graph import Atoms, ChannelGraph, Cost, Cut, Group
+from .labels import Labels, named
+
+_UNSCALED = "no batch norm scales them"
+
+
+def assemble(model: nn.Module, labels: Labels, ledger: Ledger) -> ChannelGraph:
+    """Return the graph of a finished trace; atoms of no parameter and no buffer are left out."""
+    roots = ledger.roots()
+    slots = _slots(labels, roots)
+    used = [ids for dims in slots.values() for ids in dims if ids is not None]
+    ids = np.unique(np.concatenate(used)) if used else np.zeros(0, np.int64)
+    number = np.full(ledger.count + 1, -1)
+    number[ids] = np.arange(len(ids))
+    final = number[roots]  # of every atom of the trace, −1 where it is in no slot
+    scales = {layer: final[ids] for layer, ids in ledger.scales}
+    slots = {name: tuple(_renumbered(dim, number) for dim in dims) for name, dims in slots.items()}
+    pinned = _pinned(ledger, final, _scaled(scales, len(ids)))
+    return ChannelGraph(
+        count=len(ids),
+        slots=slots,
+        shapes={name: tuple(tensor.shape) for name, tensor in named(model)},
+        scales=scales,
+        pinned=pinned,
+        cuts=_cuts(ledger.cuts, final),
+        costs=tuple(_final(cost, final) for cost in ledger.costs),
+        groups=_groups(slots, scales, pinned, len(ids)),
+        parameter_names=tuple(name for name, _ in model.named_parameters()),
+    )
+
+
+def _slots(labels: Labels, roots: Atoms) -> dict[str, tuple[Atoms | None, ...]]:
+    return {
+        name: tuple(None if axis is None else roots[axis.ids] for axis in label.axes)
+        for name, label in labels.names.items()
+    }
+
+
+def _renumbered(ids: Atoms | None, number: Atoms) -> Atoms | None:
+    return None if ids is None else number[ids]
+
+
+def _scaled(scales: dict[str, Atoms], count: int) -> np.ndarray:
+    mask = np.zeros(count, bool)
+    for atoms in scales.values():
+        mask[atoms] = True
+    return mask
+
+
+def _pinned(ledger: Ledger, final: Atoms, scaled: np.ndarray) -> dict[int, str]:
+    """Atom → the first reason that was given; a weak one only for atoms that are scaled."""
+    found: dict[int, str] = {}
+    for weak in (False, True):
+        for pin in ledger.pins:
+            if pin.weak == weak:
+                for atom in np.unique(final[pin.ids]):
+                    if atom >= 0 and (scaled[atom] or not weak):
+                        found.setdefault(int(atom), pin.reason)
+    for atom in np.flatnonzero(~scaled):
+        found.setdefault(int(atom), _UNSCALED)
+    return dict(sorted(found.items()))
+
+
+def _final(cost: Cost, final: Atoms) -> Cost:
+    """The same cost, its atoms numbered; an axis whose atoms are in no slot is never cut."""
+
+    def numbered(ids: Atoms | None) -> Atoms | None:
+        return None if ids is None or (final[ids] < 0).any() else final[ids]
+
+    out, in_, inputs = (numbered(ids) for ids in (cost.out, cost.in_, cost.inputs))
+    return dataclasses.replace(cost, out=out, in_=in_, inputs=inputs)
+
+
+def _cuts(cuts: Iterable[Cut], final: Atoms) -> tuple[Cut, ...]:
+    found: dict[tuple[object, ...], Cut] = {}
+    for cut in cuts:
+        pieces = tuple(final[piece] for piece in cut.pieces)
+        if all((piece >= 0).all() for piece in pieces):
+            key = (cut.owner, cut.kind, cut.sizes, *(piece.tobytes() for piece in pieces))
+            found.setdefault(key, dataclasses.replace(cut, pieces=pieces))
+    return tuple(found.values())
+
+
+def _groups(
+    slots: dict[str, tuple[Atoms | None, ...]],
+    scales: dict[str, Atoms],
+    pinned: dict[int, str],
+    count: int,
+) -> tuple[Group, ...]:
+    """Atoms of the same tensors and dimensions, and the same reason to stay."""
+    signatures: list[list[tuple[str, int]]] = [[] for _ in range(count)]
+    for name, dims in slots.items():
+        for dim, ids in enumerate(dims):
+            for atom in () if ids is None else np.unique(ids):
+                signatures[atom].append((name, dim))
+    members: dict[tuple[object, ...], list[int]] = {}
+    for atom, signature in enumerate(signatures):
+        members.setdefault((pinned.get(atom), *signature), []).append(atom)
+    layers = _layers(scales, count)
+    return tuple(
+        _group(np.array(atoms), signatures[atoms[0]], layers, pinned) for atoms in members.values()
+    )
+
+
+def _layers(scales: dict[str, Atoms], count: int) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in range(count)]
+    for layer, atoms in scales.items():
+        for atom in np.unique(atoms):
+            found[atom].append(layer)
+    return found
+
+
+def _group(
+    atoms: Atoms, signature: list[tuple[str, int]], layers: list[list[str]], pinned: dict[int, str]
+) -> Group:
+    first = int(atoms[0])
+    names = tuple(layers[first])
+    return Group(names[0] if names else signature[0][0], atoms, names, pinned.get(first))

@@ -1,0 +1,188 @@
+"""trace_channels: find a model's channel graph by running it once.
+
+Every aten operation of one forward pass (evaluation mode, real tensors) is seen by a dispatch
+mode, and its rule says how channels go on. So any Python code is followed, without tracing it
+symbolically; what depends on the input's values is followed for this input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import InputError
+from .assembly import assemble
+from .atoms import Axes, Axis, Ledger
+from .call import Call
+from .graph import ChannelGraph
+from .labels import Labels, named
+from .rules import follow, give_up
+
+
+def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> ChannelGraph:
+    """Run a model once and return its channel graph.
+
+    The model is run in evaluation mode without gradients and comes out as it went in.
+
+    Args:
+        model: any module; what it computes has to depend on shapes, not on values.
+        inputs: what `model(*inputs)` takes; a batch of one is enough. The graph's costs are
+            those of this size.
+
+    Raises:
+        InputError: the model does not run on these inputs.
+    """
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    tracer = _Tracer(model)
+    with torch.no_grad(), _evaluating(model), tracer.watching(model), tracer:
+        try:
+            outputs = model(*arguments)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(each.shape)) for each in _leaves(arguments))
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(
+                f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
+                " give inputs that it takes"
+            ) from error
+    for tensor in _leaves(outputs):
+        tracer.keep_output(tensor)
+    return assemble(model, tracer.labels, tracer.ledger)
+
+
+class _Tracer(TorchDispatchMode):
+    """Follows the channels through every operation that runs under it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.labels = Labels(named(model))
+        self.ledger = Ledger()
+        self._running: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        values = _bound(func, args, kwargs or {})
+        outputs = _flat(result)
+        call = Call(_name(func), values, outputs, self._owner(), self.labels, self.ledger)
+        written = _written(func, values)
+        if written is None:
+            self._label(call, follow(call))
+        elif len(written) == 1 and isinstance(written[0], Tensor):
+            self._overwrite(call, follow(call)[0], written[0])
+        elif written:
+            give_up(call)
+        return result
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Know which module runs, until the block ends."""
+        handles = []
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(self._enter(name)))
+                handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def keep_output(self, tensor: Tensor) -> None:
+        """Keep the channels of what the model returns."""
+        for axis in self.labels.of(tensor).axes:
+            if axis is not None:
+                self.ledger.pin(axis.ids, "an output of the network")
+
+    def _owner(self) -> str:
+        return self._running[-1] if self._running else ""
+
+    def _enter(self, name: str) -> Any:
+        return lambda *_: self._running.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        self._running.pop()
+
+    def _label(self, call: Call, found: list[Axes]) -> None:
+        for index, output in enumerate(call.outputs):
+            axes = found[index] if index < len(found) else (None,) * output.dim()
+            self.labels.add(output, axes, call.tensors)
+
+    def _overwrite(self, call: Call, axes: Axes, written: Tensor) -> None:
+        """Relabel a tensor; others in its memory must agree, or the channels stay."""
+        label = self.labels.of(written)
+        if label.others():
+            for old, new in zip(label.axes, axes, strict=True):
+                self._agree(call, old, new)
+        label.axes = axes
+
+    def _agree(self, call: Call, old: Axis | None, new: Axis | None) -> None:
+        reason = "{where} writes into a part of a tensor"
+        if old is None or new is None:
+            call.pin(old or new, reason)
+            return
+        self.ledger.tie(old.ids, new.ids)
+        lost = old.silent & ~new.silent
+        call.pin(Axis(new.ids[lost], new.silent[lost]), reason)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _name(func: Any) -> str:
+    name: str = func.overloadpacket.__name__
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def _bound(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, defaults filled in."""
+    schema = func._schema.arguments
+    values = {each.name: each.default_value for each in schema if each.has_default_value()}
+    values.update({each.name: value for each, value in zip(schema, args, strict=False)})
+    return values | kwargs
+
+
+def _written(func: Any, values: dict[str, Any]) -> list[Any] | None:
+    """The arguments that an operation writes to; None if it writes to none."""
+    found = [
+        values.get(each.name)
+        for each in func._schema.arguments
+        if each.alias_info is not None and each.alias_info.is_write
+    ]
+    return found or None
+
+
+def _flat(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, list | tuple):
+        return [tensor for each in result for tensor in _flat(each)]
+    return []
+
+
+def _leaves(outputs: Any, depth: int = 8) -> list[Tensor]:
+    """Every tensor in a result: of tuples, dicts, and the attributes of other objects."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if depth == 0:
+        return []
+    if isinstance(outputs, Mapping):
+        items: Any = outputs.values()
+    elif isinstance(outputs, list | tuple | set):
+        items = outputs
+    else:
+        items = getattr(outputs, "__dict__", {}).values()
+    return [tensor for each in items for tensor in _leaves(each, depth - 1)]
