@@ -13,10 +13,10 @@ from normapps.adapt.training.options import TrainOptions
 from normapps.models.options import MODEL_HELP
 
 from .parameters import with_options
+from .reading import Reading, percent
 
 if TYPE_CHECKING:
     from normapps.adapt.training.train import Trained
-    from normapps.measure.interval import Estimate
 
 
 @with_options(TrainOptions)
@@ -49,23 +49,6 @@ def train(
         _show(result, out, say)
 
 
-class Reading:
-    """Pictures read so far, over all places."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._totals: dict[str, int] = {}
-
-    def __call__(self, place: str, done: int, total: int) -> None:
-        """Show one more picture of a place, which has so many."""
-        self._totals[place] = total
-        self._bar.advance(place, sum(self._totals.values()))
-
-    def close(self) -> None:
-        """Leave the terminal to the training's own bar."""
-        self._bar.__exit__(None, None, None)
-
-
 def _facts(result: Trained, out: Path) -> dict[str, Any]:
     if result.verdict is None:
         return {"folder": str(out), "finished": False}
@@ -92,8 +75,3 @@ def _show(result: Trained, out: Path, say: Any) -> None:
     print(f"{result.verdict.verdict}: {result.verdict.reason}")
     for folder in result.folders:
         print(folder)
-
-
-def percent(share: Estimate) -> str:
-    """Return a share in percent with its interval."""
-    return f"{100 * share.mean:.1f} % ({100 * share.low:.1f} … {100 * share.high:.1f})"

@@ -12,8 +12,8 @@ import typer
 from normapps.adapt.universal_options import UniversalOptions
 from normapps.models.options import MODEL_HELP
 
-from .adapt_train import Reading, percent
 from .parameters import with_options
+from .reading import Reading, percent
 
 if TYPE_CHECKING:
     from normapps.adapt.universal_job import Universal

@@ -167,14 +167,14 @@ def _renumbered(name: str, pool: Pool, classes: tuple[str, ...], said: list[str]
     known = labels >= 0
     if not known.any():
         raise InputError(
-            f"{name}: its classes ({_few(_present(pool))}) are none of the sources' "
-            f"({_few(classes)}); name them alike"
+            f"{name}: its classes ({few(_present(pool))}) are none of the sources' "
+            f"({few(classes)}); name them alike"
         )
     if not known.all():
         strange = [each for each in _present(pool) if each not in numbers]
         said.append(
             f"{name}: left out {int((~known).sum())} of {len(pool)} pictures, of classes that no "
-            f"source has ({_few(strange)})"
+            f"source has ({few(strange)})"
         )
     kept = pool if known.all() else _part(pool, known)
     return Pool(kept.images, labels[known], classes, pool.failed)
@@ -185,6 +185,7 @@ def _part(pool: Pool, chosen: torch.Tensor) -> Pool:
     return Pool(pool.images[chosen], labels, pool.classes, pool.failed)
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Return the first four names, and how many there are."""
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown}, … {len(names)} in all"
