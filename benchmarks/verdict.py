@@ -19,12 +19,12 @@ from lite0 import lite0
 from peers import SHARED
 from results import conditions, table, write_section
 
-from normapps.adapt.feed import Feed
 from normapps.adapt.run import gather
 from normapps.adapt.run_options import AdaptOptions
 from normapps.adapt.trial import try_method
 from normapps.adapt.verdict import Evidence, judge
 from normapps.data.corruptions import Corruption, parse_corruption
+from normapps.data.feed import Feed
 from normapps.data.pictures import Pictures
 from normapps.measure.interval import Estimate
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..data.feed import Feed
 from ..data.labels import fitting_labels
 from ..data.pictures import Pictures
 from ..engine.device import place, resolve_device, resolve_dtype
@@ -26,7 +27,6 @@ from ..models.trying import check_finite, try_out
 from ..norm.nesting import detached_copy
 from ..norm.population.fingerprint import Fingerprint
 from ..norm.population.statistics import Population, population_layers
-from .feed import Feed
 from .keeping import POPULATION, as_entry, changes, save_adapted
 from .presentation import Circumstances, adaptation_report
 from .run_options import AdaptOptions

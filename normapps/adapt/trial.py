@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.feed import Feed, Part
 from ..engine.device import evaluating
 from ..errors import InputError
 from ..models.outputs import logits_of
@@ -24,7 +25,6 @@ from ..norm.nesting import detached_copy
 from ..norm.population.algebra import distance, merge
 from ..norm.population.measuring import measure
 from ..norm.population.statistics import Population, population_layers
-from .feed import Feed, Part
 from .online.base import Online
 from .online.guard import Guard
 from .run_options import STATISTICS, AdaptOptions

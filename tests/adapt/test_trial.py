@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from normapps.adapt.feed import Feed
 from normapps.adapt.run_options import AdaptOptions
 from normapps.adapt.trial import look, look_size, try_method
+from normapps.data.feed import Feed
 from normapps.data.pictures import Pictures
 from normapps.models.preprocessing import Preprocessing
 from normapps.norm.population.algebra import distance

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.pictures import Batch, Pictures, batch_order, batches
-from ..data.pool import Pool
+from .pictures import Batch, Pictures, batch_order, batches
+from .pool import Pool
 
 MAX_BYTES = 2_000_000_000
 """Sets that need more memory than this are decoded anew in every pass."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from normapps.adapt.feed import Feed
+from normapps.data.feed import Feed
 from normapps.data.pictures import Pictures
 from normapps.models.preprocessing import Preprocessing
 
