@@ -99,31 +99,51 @@ def _groups(
     count: int,
 ) -> tuple[Group, ...]:
     """Atoms of the same tensors and dimensions, and the same reason to stay."""
-    signatures: list[list[tuple[str, int]]] = [[] for _ in range(count)]
-    for name, dims in slots.items():
-        for dim, ids in enumerate(dims):
-            for atom in () if ids is None else np.unique(ids):
-                signatures[atom].append((name, dim))
-    members: dict[tuple[object, ...], list[int]] = {}
-    for atom, signature in enumerate(signatures):
-        members.setdefault((pinned.get(atom), *signature), []).append(atom)
-    layers = _layers(scales, count)
-    return tuple(
-        _group(np.array(atoms), signatures[atoms[0]], layers, pinned) for atoms in members.values()
-    )
+    places = {(name, dim): ids for name, dims in slots.items() for dim, ids in enumerate(dims)}
+    known = {place: ids for place, ids in places.items() if ids is not None}
+    kinds = _partition([*known.values(), *_by_reason(pinned)], count)
+    names = _first_names(known, kinds)
+    layers: dict[int, list[str]] = {}
+    for layer, ids in scales.items():
+        for kind in np.unique(kinds[ids]):
+            layers.setdefault(int(kind), []).append(layer)
+    found = []
+    for atoms in _members(kinds):
+        kind = int(kinds[atoms[0]])
+        scaling = tuple(layers.get(kind, ()))
+        name = scaling[0] if scaling else names[kind]
+        found.append(Group(name, atoms, scaling, pinned.get(int(atoms[0]))))
+    return tuple(found)
 
 
-def _layers(scales: dict[str, Atoms], count: int) -> list[list[str]]:
-    found: list[list[str]] = [[] for _ in range(count)]
-    for layer, atoms in scales.items():
-        for atom in np.unique(atoms):
-            found[atom].append(layer)
+def _by_reason(pinned: dict[int, str]) -> list[Atoms]:
+    found: dict[str, list[int]] = {}
+    for atom, reason in pinned.items():
+        found.setdefault(reason, []).append(atom)
+    return [np.array(atoms) for atoms in found.values()]
+
+
+def _partition(sets: Iterable[Atoms], count: int) -> Atoms:
+    """Give two atoms one number where they are in the same sets; each set splits what it meets."""
+    kinds = np.zeros(count, np.int64)
+    highest = 0
+    for members in sets:
+        old, which = np.unique(kinds[members], return_inverse=True)
+        kinds[members] = which + highest + 1
+        highest += len(old)
+    return kinds
+
+
+def _first_names(places: dict[tuple[str, int], Atoms], kinds: Atoms) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for (name, _), ids in places.items():
+        for kind in np.unique(kinds[ids]):
+            found.setdefault(int(kind), name)
     return found
 
 
-def _group(
-    atoms: Atoms, signature: list[tuple[str, int]], layers: list[list[str]], pinned: dict[int, str]
-) -> Group:
-    first = int(atoms[0])
-    names = tuple(layers[first])
-    return Group(names[0] if names else signature[0][0], atoms, names, pinned.get(first))
+def _members(kinds: Atoms) -> list[Atoms]:
+    """The atoms of each number, the number of the smallest atom first."""
+    order = np.argsort(kinds, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if len(kinds) else []
+    return sorted(parts, key=lambda atoms: int(atoms[0]))

@@ -44,7 +44,7 @@ def _expand(call: Call) -> list[Axes]:
     axes, shape = call.axes("self"), call["self"].shape
     new = call.outputs[0].shape
     lead = len(new) - len(shape)
-    found: list[Axis | None] = [None] * lead + list(axes)
+    found: list[Axis | None] = [*[None] * lead, *axes]
     for dim, size in enumerate(new):
         if size > 1 and (dim < lead or shape[dim - lead] == 1):
             axis = found[dim] = call.ledger.fresh(size, loose=True)

@@ -93,7 +93,7 @@ def _holder(call: Call, axis: Axis, at: np.ndarray) -> int:
     left = [
         _left(np.moveaxis(roots, dim, 0).reshape(size, -1)) for dim, size in enumerate(at.shape)
     ]
-    return left.index(max(left))
+    return max(range(len(left)), key=left.__getitem__)
 
 
 def _left(rows: np.ndarray) -> int:
