@@ -15,6 +15,10 @@
 #                                     this one in the calls of `adapt`, and .gpu in the others
 #   benchmarks/gpu.sh adapt           train what .gpu-adapt/runs lacks of the adaptation benchmarks;
 #                                     call again, with the runs that came back, until it says it is done
+#   benchmarks/gpu.sh prepare-slim    CIFAR-10 to .gpu-slim/ (18 MB): carry it in the first call of `slim`
+#   benchmarks/gpu.sh slim            train and prune what .gpu-slim/runs lacks of slimming at full length;
+#                                     call again, on the same machine, until it says it is done: a run's
+#                                     checkpoint is too large to travel, only results come back
 #
 # RESULTS_TO=FOLDER copies what a stage made there. TRAIN_OPTIONS overrides the options of a new run,
 # STEPS limits a call of `train` (else it is interrupted after CALL_SECONDS and resumes there).
@@ -26,6 +30,7 @@ CALL_SECONDS="${CALL_SECONDS:-540}"
 SHARED="${NORMAPPS_SHARED:-../shared}"
 PLACE=.gpu
 ADAPT=.gpu-adapt
+SLIM=.gpu-slim
 export NORMAPPS_SHARED="$PWD/$PLACE/shared" NORMAPPS_VGG="$PWD/$PLACE/vgg19.bin"
 
 prepare() {
@@ -116,6 +121,28 @@ adapt() {
     esac
 }
 
+prepare_slim() {
+    mkdir -p "$SLIM/shared/data"
+    cp --no-preserve=mode "$SHARED/data/cifar10_jpeg.tar.xz" "$SLIM/shared/data/"
+    du -sh "$SLIM"
+}
+
+# Ctrl-C's checkpoint is where the next call goes on.
+slim() {
+    local status=0
+    # shellcheck disable=SC2086
+    timeout --signal=INT --kill-after=30 "$((CALL_SECONDS - SECONDS))" "$PYTHON" benchmarks/slim.py cifar --full \
+        --shared "$SLIM/shared" --runs "$SLIM/runs" --device "${DEVICE:-cuda}" \
+        ${SLIM_OPTIONS:---precision bfloat16} || status=$?
+    (cd "$SLIM" && find runs -name result.json -print0 | tar -cf results.tar --null --files-from=-)
+    keep "$SLIM/results.tar" benchmarks/RESULTS.md
+    case $status in
+        0) echo "done" ;;
+        124 | 130) echo "stopped after $CALL_SECONDS s; call again to continue" ;;
+        *) return "$status" ;;
+    esac
+}
+
 keep() {
     [ -z "${RESULTS_TO:-}" ] || cp -r "$@" "$RESULTS_TO"
 }
@@ -127,5 +154,7 @@ case "${1:-}" in
     time) install; time_ ;;
     prepare-adapt) prepare_adapt ;;
     adapt) install; adapt ;;
+    prepare-slim) prepare_slim ;;
+    slim) install; slim ;;
     *) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
