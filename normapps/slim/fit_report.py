@@ -74,6 +74,12 @@ def judge_sparse(fitted: Fitted, sparsity: Sparsity, target: float | None) -> Ve
             NOT_RECOMMENDED,
             f"{share}; --target-sparsity {target:g} was not reached: give more --steps.",
         )
+    if sparsity.zeros == 1:
+        return Verdict(
+            NOT_RECOMMENDED,
+            "all scales are 0, so the network says the same of every picture; give a smaller"
+            " --strength.",
+        )
     if max(sparsity.zeros, sparsity.small) < _FEW:
         return Verdict(
             NOT_RECOMMENDED,
