@@ -7,13 +7,13 @@ repeats.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from .atoms import Axes, Axis
 from .call import Call, Rule
+from .graph import Atoms
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ def _reshaped(call: Call, axes: Axes, here: list[int], block: _Block) -> dict[in
     return _split(call, axis, at.reshape([new[each] for each in block.new]), block)
 
 
-def _split(call: Call, axis: Axis, at: np.ndarray, block: _Block) -> dict[int, Axis | None]:
+def _split(call: Call, axis: Axis, at: Atoms, block: _Block) -> dict[int, Axis | None]:
     """Leave the channels in the new dimension that ties fewest of them."""
     ids = axis.ids[at]
     if len(block.new) == 1:
         return {block.new[0]: axis.take(at)}
     best = _holder(call, axis, at)
     order = np.moveaxis(ids, best, 0).reshape(ids.shape[best], -1)
-    silent = np.moveaxis(axis.silent[at], best, 0).reshape(order.shape).all(1)
+    silent = np.all(np.moveaxis(axis.silent[at], best, 0).reshape(order.shape), axis=1)
     kept = call.tied(order, over=1)
     return {block.new[best]: Axis(kept, silent, axis.loose)}
 
 
-def _holder(call: Call, axis: Axis, at: np.ndarray) -> int:
+def _holder(call: Call, axis: Axis, at: Atoms) -> int:
     """The dimension with most atoms left, those already tied taken as one."""
     roots = call.ledger.roots()[axis.ids][at]
     left = [
@@ -96,11 +96,11 @@ def _holder(call: Call, axis: Axis, at: np.ndarray) -> int:
     return max(range(len(left)), key=left.__getitem__)
 
 
-def _left(rows: np.ndarray) -> int:
+def _left(rows: Atoms) -> int:
     """Count what stays apart when each row becomes one atom."""
     if (rows == rows[:, :1]).all():
-        return len(np.unique(rows[:, 0])) + math.prod(rows.shape)  # nothing new is tied
-    return rows.shape[0]
+        return int(rows.size) + len(np.unique(rows[:, 0]))  # nothing new is tied
+    return len(rows)
 
 
 VIEWS: dict[str, Rule] = dict.fromkeys(["view", "_unsafe_view", "reshape", "_reshape_alias"], _view)
