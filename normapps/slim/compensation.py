@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
 from ..graph.graph import Atoms, ChannelGraph, Keep
+from ..models.slimmed import Edits
 from ..norm.undo import Undo
 from .reading import LAYERS, Reading, listen, owner_of
 
@@ -77,6 +78,15 @@ class Compensation(Undo):
     def off(self) -> float:
         """The largest of all layers' `off`; 0 where nothing was to be corrected."""
         return max((each.off for each in self.corrections), default=0.0)
+
+    def complete(self, edits: Edits) -> Edits:
+        """Return the edits of a network cut after this, with the new biases that kept their size.
+
+        `slim_model` lists tensors that shrank; a fresh base has no new bias of any size.
+        """
+        new = (each.into for each in self.corrections if each.is_new)
+        shapes = {name: list(self.graph.shapes[name]) for name in new}
+        return replace(edits, shapes={**shapes, **edits.shapes})
 
 
 @torch.no_grad()

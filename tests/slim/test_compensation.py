@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normapps.errors import InputError
 from normapps.graph.graph import Atoms, ChannelGraph, Keep
 from normapps.graph.surgery import slim_model
+from normapps.models.slimmed import apply_edits_
 from normapps.models.small import SmallCnn
 from normapps.norm.population import apply_, measure
 from normapps.slim.compensation import Compensation, compensate_, noise
@@ -409,6 +410,19 @@ def test_calling_it_takes_everything_back() -> None:
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], each) for name, each in before.items())
+
+
+def test_edits_know_new_biases_that_were_not_cut() -> None:
+    model, graph = dense()
+    trained(model)
+    keep = keeping(10, 1)  # an input of both products, and an output of neither
+    x = torch.randn(1, 3, 9, 9)
+    done = compensate_(model, graph, keep, x.double())
+    slim, edits = slim_model(model, done.graph, keep)
+    fresh = Dense()
+    apply_edits_(fresh, done.complete(edits))
+    fresh.load_state_dict(slim.float().state_dict())
+    assert torch.equal(fresh.eval()(x)["out"], slim(x)["out"])
 
 
 def test_a_weight_made_of_another_is_missed_and_said_so() -> None:
