@@ -12,7 +12,7 @@ import typer
 from normapps import NormappsError, UsageError, __version__
 from normapps.engine.allocator import keep_freed_memory
 
-from . import adapt, doctor, models, norm, style, stylize
+from . import adapt, doctor, models, norm, slim, style, stylize
 
 app = typer.Typer(
     name="normapps",
@@ -26,6 +26,7 @@ app.command()(doctor.doctor)
 app.add_typer(style.app, name="style")
 app.add_typer(norm.app, name="norm")
 app.add_typer(adapt.app, name="adapt")
+app.add_typer(slim.app, name="slim")
 app.add_typer(models.app, name="models")
 
 

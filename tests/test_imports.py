@@ -65,7 +65,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["stylize", "style", "doctor", "models"])
+@pytest.mark.parametrize("command", ["stylize", "style", "doctor", "slim", "models"])
 def test_help_of_a_command_loads_no_torch(command: str) -> None:
     assert "torch" not in _modules_after(_command(command, "--help"))
 

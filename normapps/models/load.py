@@ -241,11 +241,13 @@ def _folder_preprocessing(
 
 
 def _label(source: Mapping[str, Any]) -> str:
-    """A source in words: `timm resnet18`, `timm resnet18 with iternorm`."""
+    """A source in words: `timm resnet18`, `… with iternorm`, `slimmed timm resnet18`."""
     builder, arguments = source["builder"], source["arguments"]
     if builder == "converted":
         steps = ", ".join(str(step["to"]) for step in arguments["steps"])
         return f"{_label(arguments['base'])} with {steps}"
+    if builder == "slimmed":
+        return f"slimmed {_label(arguments['base']).removeprefix('slimmed ')}"
     return " ".join([builder, *filter(None, [arguments.get("name", arguments.get("factory"))])])
 
 

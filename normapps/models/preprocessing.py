@@ -91,11 +91,11 @@ class Preprocessing:
 
         Args:
             model: the network.
-            source: builder and arguments, as `OpenedModel.source`; of a converted network its
-                base counts.
+            source: builder and arguments, as `OpenedModel.source`; of a converted or slimmed
+                network its base counts.
         """
         arguments = source["arguments"] if source else {}
-        if source and source["builder"] == "converted":
+        if source and source["builder"] in ("converted", "slimmed"):
             return cls.of(model, arguments["base"])
         if source and source["builder"] == "torchvision":
             return cls._of_torchvision(arguments["name"])

@@ -1,0 +1,13 @@
+"""`normapps slim`: make a network smaller by the scales of its batch norms."""
+
+from __future__ import annotations
+
+import typer
+
+from . import slim_prune
+
+app = typer.Typer(
+    no_args_is_help=True, help="Make a model smaller by its batch norms' scales, and judge it."
+)
+app.command("inspect")(slim_prune.inspect)
+app.command("prune")(slim_prune.prune)

@@ -1,0 +1,81 @@
+"""The pictures that a pruned model is recalibrated and judged with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.feed import Feed
+from ..data.labels import fitting_labels
+from ..data.pictures import Pictures
+from ..errors import InputError
+from ..models.outputs import logits_of
+from ..models.preprocessing import Preprocessing
+from .prune_options import PruneOptions
+
+_SAMPLE = 16
+"""Pictures that the compensation listens to: only what is gated depends on them."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures, and whether their labels are the model's classes; iterate it for the batches.
+
+    Attributes:
+        feed: the pictures, mixed, always in the same order.
+        is_classifier: the model returns logits, so that answers can be compared.
+        without_accuracy: why the labels tell nothing; empty where they are the model's classes.
+    """
+
+    feed: Feed
+    is_classifier: bool
+    without_accuracy: str
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for images, labels in self.feed.part():
+            yield images, None if self.without_accuracy else labels
+
+    @property
+    def sample(self) -> Tensor:
+        """Some of the pictures as the network takes them, (N, C, H, W) float32, on the CPU."""
+        return next(iter(self))[0][:_SAMPLE].cpu()
+
+
+def see(
+    options: PruneOptions,
+    preprocessing: Preprocessing,
+    answer: Any,
+    device: torch.device,
+    progress: Callable[[str, int], object] | None,
+) -> Seen | None:
+    """Read the pictures that the options name, or return None where they name none.
+
+    Args:
+        options: `data`, `limit`, `batch_size` and `seed` count.
+        preprocessing: what the pictures go through.
+        answer: what the model returned for some input.
+        device: where batches are made.
+        progress: told of every picture, and how many there are.
+
+    Raises:
+        InputError: no picture, or none that can be read.
+    """
+    if options.data is None:
+        return None
+    chosen = Pictures(options.data, preprocessing, limit=options.limit)
+
+    def tell(_: int, total: int) -> None:
+        if progress is not None:
+            progress("decoding", total)
+
+    feed = Feed(chosen, options.batch_size, device, seed=options.seed, progress=tell)
+    try:
+        outputs = logits_of(answer).shape[1]
+    except InputError as error:
+        return Seen(feed, False, str(error))
+    labels = None if chosen.labels is None else torch.tensor(chosen.labels)
+    return Seen(feed, True, fitting_labels(chosen, labels, outputs)[1])
