@@ -25,8 +25,8 @@ from pruning import (
     NAMES,
     macs,
     parameters,
+    planned,
     prune_theirs,
-    quantile_keep,
     silenced_like,
     with_random_scales,
 )
@@ -107,7 +107,7 @@ def examine(name: str, ratio: float) -> dict[str, Any]:
 
 def ours(model: nn.Module, x: Tensor, ratio: float) -> dict[str, Any]:
     graph, trace = timed(lambda: trace_channels(model, x))
-    keep = quantile_keep(graph, model, ratio)
+    keep = planned(model, graph, ratio)
     _, cut = timed(lambda: _cut(model, graph, keep))
     slimmed, whole = timed(lambda: slim_verified(model, graph, keep, x, TOLERANCE))
     pinned = [group for group in graph.groups if group.layers and group.reason is not None]

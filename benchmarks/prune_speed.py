@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pruning import prune_theirs, quantile_keep, with_random_scales
+from pruning import planned, prune_theirs, with_random_scales
 from results import conditions, table, write_section
 
 from normapps.measure.memory import peak_bytes
@@ -97,7 +97,7 @@ def measured(whose: str, name: str) -> dict[str, float]:
         prune_theirs(model, x, RATIO)
         return {"seconds": time.perf_counter() - start, "peak": peak_bytes(), **_above(before)}
     graph = trace_channels(model, x)
-    keep = quantile_keep(graph, model, RATIO)
+    keep = planned(model, graph, RATIO)
     slim, _ = slim_model(model, graph, keep)
     found = {"seconds": time.perf_counter() - start, "peak": peak_bytes(), **_above(before)}
     start = time.perf_counter()

@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import normapps.models  # noqa: F401 -- the guard that timm needs beside torch without CUDA
 from normapps.engine.device import evaluating
 from normapps.graph.graph import ChannelGraph
+from normapps.slim.importance import importance
+from normapps.slim.plan import plan
 
 NAMES = (
     *("resnet18", "resnet50", "resnet50d", "seresnet50", "resnext50_32x4d", "wide_resnet50_2"),
@@ -75,26 +77,9 @@ def _input_size(model: Any, size: int | None) -> Sequence[int]:
     return own if size is None else (own[0], size, size)
 
 
-def quantile_keep(graph: ChannelGraph, model: nn.Module, ratio: float) -> np.ndarray:
-    """Keep what lies above one quantile of |γ| over all channels that may go, as the paper does.
-
-    Each group keeps its largest scale.
-    """
-    total, channels = np.zeros(graph.count), np.zeros(graph.count)
-    for name, atoms in graph.scales.items():
-        weight = model.get_submodule(name).get_parameter("weight").detach().abs().double().numpy()
-        np.add.at(total, atoms, weight)
-        np.add.at(channels, atoms, 1)
-    scale = total / np.maximum(channels, 1)
-    free = np.flatnonzero(graph.free())
-    order = free[np.argsort(scale[free], kind="stable")]
-    gone = order[np.cumsum(channels[order]) <= ratio * channels[free].sum()]
-    keep = np.ones(graph.count, bool)
-    keep[gone] = False
-    for group in graph.groups:
-        if not keep[group.atoms].any():
-            keep[group.atoms[np.argmax(scale[group.atoms])]] = True
-    return keep
+def planned(model: nn.Module, graph: ChannelGraph, ratio: float) -> np.ndarray:
+    """Say what stays above one threshold on |γ| over all channels that may go."""
+    return plan(graph, importance(model, graph), ratio=ratio).keep
 
 
 def macs(model: nn.Module, x: Tensor) -> int:

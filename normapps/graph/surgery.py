@@ -136,7 +136,7 @@ def _merged(*parts: Sizes) -> Sizes:
 
 
 def _conflict(name: str, key: str, values: Iterable[Any]) -> InputError:
-    wanted = " and ".join(sorted(map(str, values)))
+    wanted = " and ".join(sorted({str(value) for value in values}))
     return InputError(f"module '{name}': its '{key}' would have to be {wanted} at once")
 
 

@@ -52,7 +52,7 @@ def pruning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def pruned(pruning: Any, name: str, size: int | None) -> tuple[nn.Module, Any, Any, torch.Tensor]:
     model, x = pruning.with_random_scales(name, size)
     graph = trace_channels(model, x)
-    keep = pruning.quantile_keep(graph, model, 0.4)
+    keep = pruning.planned(model, graph, 0.4)
     return model, graph, slim_verified(model, graph, keep, x), x
 
 
@@ -132,7 +132,7 @@ def test_reset_classifier_and_features_hold_on_the_slimmed_network(pruning: Modu
 def test_pruning_twice_reloads(pruning: ModuleType, tmp_path: Path) -> None:
     _, _, first, x = pruned(pruning, "test_resnet", 64)
     graph = trace_channels(first.model, x)
-    keep = pruning.quantile_keep(graph, first.model, 0.3)
+    keep = pruning.planned(first.model, graph, 0.3)
     second = slim_verified(first.model, graph, keep, x)
     assert second.left == ()
     base = {"builder": "timm", "arguments": {"name": "test_resnet"}}
