@@ -106,6 +106,8 @@ class Call:
 
     def cut(self, kind: str, pieces: list[Axis]) -> None:
         """Note that code here may hold the pieces' sizes."""
+        if kind != "expand" and all(self.label(tensor).weight for tensor in self.tensors):
+            return  # layers keep the sizes of their own weights
         kept = [piece.ids for piece in pieces if len(piece.ids)]
         self.ledger.cuts.append(Cut(self.owner, tuple(map(len, kept)), tuple(kept), kind))
 

@@ -20,12 +20,14 @@ class Label:
         name: state-dict name, if the tensor is a parameter or buffer itself.
         source: state-dict name of the parameter or buffer whose memory it views.
         open: dimensions of a parameter or buffer that no operation has read yet.
+        weight: it is a parameter or buffer, or computed of nothing else.
         memory: the labels of all tensors that share its memory.
     """
 
     def __init__(self, axes: Iterable[Axis | None], name: str | None = None) -> None:
         self.axes: Axes = tuple(axes)
         self.name = self.source = name
+        self.weight = name is not None
         self.open: set[int] = set()
         self.memory: weakref.WeakSet[Label] = weakref.WeakSet([self])
 
@@ -75,6 +77,8 @@ class Labels:
     def add(self, tensor: Tensor, axes: Axes, sources: Iterable[Tensor]) -> None:
         """Label the result of an operation on `sources`."""
         label = Label(axes)
+        sources = list(sources)
+        label.weight = bool(sources) and all(self.of(source).weight for source in sources)
         place = tensor.untyped_storage().data_ptr()
         for source in sources:
             if place and source.untyped_storage().data_ptr() == place:

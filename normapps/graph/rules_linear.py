@@ -117,7 +117,7 @@ def _addmm(call: Call) -> list[Axes]:
     for dim in range(1, len(shape) + 1):
         if out[-dim] is not None:
             call.claim(call["self"], len(shape) - dim, out[-dim])
-    return [out]
+    return [tuple(axis and axis.heard() for axis in out)]
 
 
 def _mm(call: Call) -> list[Axes]:
@@ -129,7 +129,7 @@ def _baddbmm(call: Call) -> list[Axes]:
     for axis, other in zip(out, call.axes("self"), strict=False):
         if axis is not None or other is not None:
             call.meet(axis, other)
-    return [out]
+    return [tuple(axis and axis.heard() for axis in out)]
 
 
 def _product(call: Call, first: Tensor, second: Tensor) -> Axes:
@@ -138,26 +138,35 @@ def _product(call: Call, first: Tensor, second: Tensor) -> Axes:
     call.contract(left[-1], right[-2])
     batch: list[Axis | None] = []
     for one, other in zip(left[:-2], right[:-2], strict=True):
-        if one is not None or other is not None:
+        if one is None or other is None:
+            call.pin(one or other, "{where} joins them with numbers that cannot shrink")
+            batch.append(None)
+        else:
             call.meet(one, other)
-        batch.append(None if one is None or other is None else one.heard())
-    _note_product(call, first, second, left, right)
-    ends = (left[-2], right[-1])
-    return (*batch, *[None if axis is None else axis.heard() for axis in ends])
+            batch.append(Axis(one.ids, one.silent | other.silent))
+    out = (*batch, left[-2], right[-1])  # a row or column of zeros gives one of zeros
+    _note_product(call, first, second, left[-1], out)
+    return out
 
 
-def _note_product(call: Call, first: Tensor, second: Tensor, left: Axes, right: Axes) -> None:
+def _note_product(
+    call: Call, first: Tensor, second: Tensor, summed: Axis | None, out: Axes
+) -> None:
     sources = [call.label(tensor).source for tensor in (second, first)]
+    shape = call.outputs[0].shape
+    dims = [dim for dim in range(-1, -len(out) - 1, -1) if out[dim] is not None]
+    dim = dims[0] if dims else -1
+    made = out[dim]
     call.ledger.costs.append(
         Cost(
             module=call.owner,
             weight=next((source for source in sources if source), None),
-            positions=math.prod(first.shape[:-1]),
-            out_channels=second.shape[-1],
+            positions=math.prod(shape) // shape[dim],
+            out_channels=shape[dim],
             in_channels=first.shape[-1],
-            out=None if right[-1] is None else right[-1].ids,
-            in_=None if left[-1] is None else left[-1].ids,
-            inputs=None if left[-1] is None else left[-1].ids,
+            out=None if made is None else made.ids,
+            in_=None if summed is None else summed.ids,
+            inputs=None if summed is None else summed.ids,
         )
     )
 

@@ -26,7 +26,8 @@ def _scaled(call: Call, x: Axis | None) -> Axis | None:
         return None
     layer = _own_parameter(call, "weight")
     if layer is None:
-        return x.heard()
+        centered = call.get("training", False) and call["bias"] is None  # zeros have mean zero
+        return x if centered else x.heard()
     call.ledger.scales.append((layer, x.ids))
     silenced = call["bias"] is None or _own_parameter(call, "bias") == layer
     return Axis(x.ids, np.full(len(x.ids), silenced))
