@@ -170,9 +170,9 @@ def _follow(
     previous: Array,
 ) -> tuple[int, Timed | None]:
     """Return how many atoms of the order go, at least the previous ones, and the time there."""
-    before = 1 + int(np.flatnonzero(~previous[order.order]).max(initial=-1))
     if goal.ratio is not None:
-        return max(order.taken(goal.ratio), before), None
+        return order.taken(goal.ratio), None
+    before = 1 + int(np.flatnonzero(~previous[order.order]).max(initial=-1))
     if goal.target_latency is not None and measure is not None:
         timed = by_latency(order, measure, goal.target_latency, before)
         return timed.taken, timed

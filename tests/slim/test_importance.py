@@ -35,14 +35,20 @@ def graph() -> ChannelGraph:
     )
 
 
-def test_scale_is_the_mean_of_the_absolute_scales_of_an_atom() -> None:
-    np.testing.assert_allclose(importance(model(), graph()), [1.0, 1.5, 0.5], rtol=1e-12)
+def test_scale_is_the_root_mean_square_of_the_scales_of_an_atom() -> None:
+    expected = np.sqrt([(0.25 + 2.25) / 2, (4 + 1) / 2, (0 + 1) / 2])
+    np.testing.assert_allclose(importance(model(), graph()), expected, rtol=1e-12)
 
 
-def test_an_atom_of_several_channels_of_one_layer_takes_their_mean_too() -> None:
+def test_the_only_scale_of_an_atom_is_its_importance_as_in_the_paper() -> None:
+    single = ChannelGraph(count=3, slots={}, shapes={}, scales={"1": np.arange(3)})
+    np.testing.assert_allclose(importance(model(), single), [0.5, 2.0, 0.0], rtol=1e-12)
+
+
+def test_an_atom_of_several_channels_of_one_layer_is_pooled_alike() -> None:
     wide = np.array([0, 0, 1])
     tied = ChannelGraph(count=2, slots={}, shapes={}, scales={"1": wide, "3": wide})
-    np.testing.assert_allclose(importance(model(), tied), [(0.5 + 2 + 1.5 + 1) / 4, 0.5])
+    np.testing.assert_allclose(importance(model(), tied), np.sqrt([(0.25 + 4 + 2.25 + 1) / 4, 0.5]))
 
 
 def test_l2_is_the_norm_of_each_filters_slice_relative_to_its_layer() -> None:

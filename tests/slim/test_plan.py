@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -124,6 +125,12 @@ def test_a_tied_atom_counts_as_its_channels() -> None:
     values = np.arange(8.0)
     assert plan(graph, values, ratio=6 / 32).keep.sum() == 7
     assert plan(graph, values, ratio=0.18).keep.all()
+
+
+def test_a_multiple_is_of_channels_not_of_atoms() -> None:
+    graph = chain([10], [4])
+    found = plan(graph, np.arange(10.0), ratio=0.5, round_to=8)
+    assert kept(graph, found.keep) == {"norm0": 24}
 
 
 def test_per_layer_takes_the_same_share_of_each_group() -> None:
@@ -258,6 +265,26 @@ def test_steps_ask_for_importance_anew_and_bring_nothing_back() -> None:
     assert [int(each.sum()) for each in seen] == [40, 20]  # half, and half of the rest
     assert found.keep.sum() == 10
     assert not (found.keep & ~seen[1]).any()
+
+
+@given(networks(), st.floats(0.2, 0.9), st.booleans(), st.integers(1, 4), st.integers(0, 9))
+def test_no_step_brings_back_what_went(
+    network: tuple[ChannelGraph, Array], target: float, per_layer: bool, multiple: int, seed: int
+) -> None:
+    graph, _ = network
+    random, masks = np.random.default_rng(seed), []
+
+    def importance(keep: Array) -> Array:
+        masks.append(keep)
+        return random.random(graph.count)
+
+    rules = {"per_layer": per_layer, "round_to": multiple, "iterative": 6}
+    for asked in ({"target_params": target}, {"ratio": 1 - target}):
+        masks.clear()
+        with contextlib.suppress(InputError):  # not reachable in the end: the steps count still
+            masks.append(plan(graph, importance, **asked, **rules).keep)
+        for before, after in itertools.pairwise(masks):
+            assert not (after & ~before).any()
 
 
 @given(networks(), st.floats(0.2, 0.9), st.integers(2, 4), st.booleans())
