@@ -25,18 +25,18 @@ from normapps.data.pool import Pool
 from normapps.engine.device import resolve_device
 from normapps.files import write_text
 from normapps.graph import trace_channels
-from normapps.graph.oracle import Slimmed, slim_verified
 from normapps.measure.accuracy import accuracy
 from normapps.measure.interval import Estimate
 from normapps.models.load import OpenedModel, open_model
 from normapps.norm.nesting import detached_copy
-from normapps.norm.population import apply_, measure
-from normapps.slim.compensation import compensate_, noise
+from normapps.slim.compensation import noise
+from normapps.slim.cutting import cut_networks
 from normapps.slim.finetune import finetune
 from normapps.slim.fitting import Fitted, Recipe, fit
 from normapps.slim.importance import importance
 from normapps.slim.material import Material
 from normapps.slim.plan import plan
+from normapps.slim.recalibration import recalibrate_
 from normapps.slim.sparsity import measure_sparsity, prunable_scales
 from normapps.slim.train import train_sparse
 from normapps.slim.train_options import FinetuneOptions, SparseOptions, SupervisedOptions
@@ -178,11 +178,10 @@ def _sparse(
 def _cut_and_finetune(
     sparse: OpenedModel, material: Material, ratio: float, folder: Path, chosen: FinetuneOptions
 ) -> Result:
-    device = resolve_device(chosen.device)
-    test, train = (
-        PoolBatches(pool, sparse.preprocessing.normalize, 200, device)
-        for pool in (material.test, _spread(material.train, RECALIBRATED_ON["cifar"]))
-    )
+    device, normalize = resolve_device(chosen.device), sparse.preprocessing.normalize
+    some = _spread(material.train, RECALIBRATED_ON["cifar"])
+    train = PoolBatches(some, normalize, 200, device, seed=0)  # mixed: the set is sorted by class
+    test = PoolBatches(material.test, normalize, 200, device)
     result, model = prune(sparse.model, ratio, train, lambda each: _judged(each, test), device)
     done = finetune(model, material, chosen, folder / "finetuned")
     return result | {"finetuned": _score(done)}
@@ -211,16 +210,14 @@ def prune(
     first = next(iter(pictures))[:1]
     graph = trace_channels(whole, first)
     chosen = plan(graph, importance(whole, graph), ratio=ratio)
-    raw = slim_verified(whole, graph, chosen.keep, first)
-    corrected = detached_copy(whole)
-    done = compensate_(corrected, graph, chosen.keep, noise(first))
-    compensated = slim_verified(corrected, done.graph, chosen.keep, first)
-    recalibrated = detached_copy(compensated.model)
-    apply_(recalibrated, measure(recalibrated, pictures))
-    networks = dict(zip(STAGES, (raw.model, compensated.model, recalibrated), strict=False))
-    result = {"ratio": chosen.reached["ratio"], "off": done.off, "left": len(raw.left)}
-    result |= {"macs": graph.macs(raw.keep) / graph.macs(), "difference": _worst(raw, compensated)}
-    result["parameters"] = graph.parameters(raw.keep) / graph.parameters()
+    cut = cut_networks(whole, graph, chosen.keep, first, noise(first))
+    recalibrated = detached_copy(cut.result.model)
+    recalibrate_(recalibrated, pictures)
+    networks = dict(zip(STAGES, (cut.plain, cut.result.model, recalibrated), strict=False))
+    kept = cut.result.keep
+    result = {"ratio": chosen.reached["ratio"], "difference": cut.result.difference}
+    result |= {"left": list(cut.result.left), "macs": graph.macs(kept) / graph.macs()}
+    result["parameters"] = graph.parameters(kept) / graph.parameters()
     return result | {name: _told(judge(each)) for name, each in networks.items()}, recalibrated
 
 
@@ -235,10 +232,8 @@ def lite0(options: argparse.Namespace) -> None:
             options.shared, opened.preprocessing, RECALIBRATED_ON["lite0"]
         )
         device = resolve_device(options.device)
-        first, second = (
-            PoolBatches(pool, opened.preprocessing.normalize, 50, device)
-            for pool in (measured, judged)
-        )
+        first = PoolBatches(measured, opened.preprocessing.normalize, 100, device, seed=0)
+        second = PoolBatches(judged, opened.preprocessing.normalize, 50, device)
         whole = detached_copy(opened.model).to(device)
         _once(runs / "given", lambda: {"accuracy": _told(_judged(whole, second))})
         for ratio in LITE0_RATIOS:
@@ -261,10 +256,6 @@ def _score(done: Fitted) -> list[float]:
 
 def _told(found: Estimate) -> list[float]:
     return [found.mean, found.low, found.high, found.count]
-
-
-def _worst(*cut: Slimmed) -> float:
-    return max(each.difference for each in cut)
 
 
 def _spread(pool: Pool, count: int) -> Pool:
