@@ -56,9 +56,7 @@ def wanted_deviation(name: str, module: nn.Module) -> float:
     fan_in, fan_out = weight[0].numel(), weight.numel() / weight.shape[1]
     if isinstance(module, nn.Linear):  # torch's default
         return float((1 / (3 * fan_in)) ** 0.5)
-    if name == "small-cnn":  # kaiming_normal_
-        return float((2 / fan_in) ** 0.5)
-    if name == "resnet10t":  # kaiming_normal_(mode="fan_out", nonlinearity="relu")
+    if name != "mobilenetv2_035":  # kaiming_normal_(mode="fan_out", nonlinearity="relu")
         return float((2 / fan_out) ** 0.5)
     groups = module.groups
     assert isinstance(groups, int)

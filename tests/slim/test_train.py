@@ -183,7 +183,7 @@ def test_only_scales_that_can_go_are_penalized(
 def test_a_new_classifier_is_compared_with_nothing(
     make_network: Make, material: Material, tmp_path: Path
 ) -> None:
-    chosen = replace(PLAIN, steps=40)
+    chosen = replace(PLAIN, steps=60, lr=0.3, strength=0.025)
     fresh = ("classifier.weight", "classifier.bias")
     fitted = train_sparse(make_network(4), material, chosen, tmp_path, fresh=fresh)
     assert fitted.verdict is not None
