@@ -21,7 +21,7 @@ from ..engine.device import evaluating
 from ..errors import InputError
 from ..models.slimmed import Edits, set_attributes_
 from .declared import Declared, declared_sizes
-from .graph import ChannelGraph, Keep
+from .graph import ChannelGraph, Group, Keep
 from .surgery import slim_model
 
 Inputs = Tensor | tuple[Any, ...]
@@ -130,17 +130,16 @@ def slim_verified(
     """
     keep = np.array(keep, dtype=bool)
     trial = _Trial(model, graph, inputs, tolerance)
-    touched = [i for i, g in enumerate(graph.groups) if not keep[g.atoms].all()]
-    whole = np.ones_like(keep)
-    best, reason = trial(keep)
-    if best is None:
-        base, why = trial(whole)
-        if base is None:
-            raise InputError(f"{type(model).__name__} cannot be verified: {why}")
-        left: list[tuple[str, str]] = []
-        best = _accumulate(trial, keep, whole, base, touched, left, reason)
-        return dataclasses.replace(best, left=tuple(left))
-    return best
+    found, reason = trial(keep)
+    if found is not None:
+        return found
+    base, why = trial(np.ones_like(keep))
+    if base is None:
+        raise InputError(f"{type(model).__name__} cannot be verified: {why}")
+    touched = [group for group in graph.groups if not keep[group.atoms].all()]
+    left: list[tuple[str, str]] = []
+    base = _accumulate(trial, keep, base, touched, left, reason)
+    return dataclasses.replace(base, left=tuple(left))
 
 
 class _Trial:
@@ -181,9 +180,8 @@ def _joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def _accumulate(
     trial: _Trial,
     keep: Keep,
-    whole: Keep,
     base: Slimmed,
-    groups: Sequence[int],
+    groups: Sequence[Group],
     left: list[tuple[str, str]],
     reason: str,
 ) -> Slimmed:
@@ -193,17 +191,14 @@ def _accumulate(
     """
     half = len(groups) // 2
     if half == 0:
-        left += [(trial.graph.groups[index].name, reason) for index in groups]
+        left += [(group.name, reason) for group in groups]
         return base
     for part in (groups[:half], groups[half:]):
         wanted = base.keep.copy()
-        for index in part:
-            atoms = trial.graph.groups[index].atoms
-            wanted[atoms] = keep[atoms]
+        for group in part:
+            wanted[group.atoms] = keep[group.atoms]
         found, why = trial(wanted)
-        if found is None:
-            found = _accumulate(trial, keep, whole, base, part, left, why)
-        base = found
+        base = found or _accumulate(trial, keep, base, part, left, why)
     return base
 
 
