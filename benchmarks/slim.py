@@ -78,10 +78,10 @@ _LONG = (12000, 12000, 4000)
 """About 61 rounds over the pictures in batches of 256, and 20 of finetuning."""
 REDUCED = {
     "ResNet-20": Network(
-        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 800, 150), 0.02, 0.5
+        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 400, 100), 0.02, 0.5
     ),
     "ResNet-56": Network(
-        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (200, 250, 50), 0.02, 0.5
+        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (160, 160, 40), 0.02, 0.5
     ),
 }
 FULL = {
@@ -141,9 +141,11 @@ def _train_and_prune(
     if network.weights:
         _once(folder / "given", lambda: {"accuracy": _told(_judged(opened.model, given))})
     _once(folder / "base", lambda: _plain(opened, material, folder / "base", recipe, steps[0]))
+    # published weights first learn what JPEG pictures look like, and then to be sparse
+    begun = open_model(folder / "base" / "model") if network.weights else opened
     _once(
         folder / "sparse",
-        lambda: _sparse(opened, material, folder / "sparse", recipe, steps[1], network.sparsity),
+        lambda: _sparse(begun, material, folder / "sparse", recipe, steps[1], network.sparsity),
     )
     sparse = open_model(folder / "sparse" / "model")
     chosen = FinetuneOptions(**recipe | {"lr": network.lr / 10, "steps": steps[2]})
@@ -287,14 +289,16 @@ def _write_cifar(networks: dict[str, Network], runs: Path, options: argparse.Nam
             steps = " / ".join(str(options.steps or each) for each in network.steps)
             trained.append([name, *cells, zeros, f"{steps} × {network.batch_size}"])
             rows += _ratio_rows(name, runs / name, RATIOS)
-    begin = "from fresh weights" if options.full else "published weights, trained on shortly"
+    begin, told = "from fresh weights", "Base and sparse start from the same fresh weights."
+    if not options.full:
+        begin = "published weights, trained on shortly"
+        told = "Base starts from the weights as published (given), sparse training from the base."
     body = [
         f"## Slimming on CIFAR-10: {begin}",
         "The set is a lossy JPEG copy, on which networks of the lossless set lose about ten points:"
         " compare with nothing but the rows here. Sparse training is proximal, on scale and shift"
-        " together. `given` is the network before any training here; base and sparse start there"
-        " and take equally many steps. Steps: of base / sparse / finetuning × pictures a step."
-        " Accuracy in % with half the 95 % interval.",
+        f" together. {told} Steps: of base / sparse / finetuning × pictures a step. Accuracy in %"
+        " with half the 95 % interval.",
         table(["network", "given", "base", "sparse", "zero scales", "steps"], trained),
         "Channels are chosen by one threshold on all scales, then nothing else (pruned), β moved"
         f" on (compensated), statistics measured on {RECALIBRATED_ON['cifar']} training pictures"
