@@ -273,7 +273,7 @@ def check_finite(scales: Scales) -> None:
             if tensor is not None and not bool(tensor.isfinite().all()):
                 channel = int((~tensor.isfinite()).nonzero()[0])
                 raise InputError(
-                    f"layer '{layer.name}': {key} of channel {channel} is {float(tensor[channel])};"
+                    f"layer '{layer.name}': {key} of channel {channel} is {tensor[channel].item()};"
                     " go back to a checkpoint, with a lower learning rate"
                 )
 

@@ -1,6 +1,6 @@
 """The strength of a penalty, found while training from the share of zeros that is wanted.
 
-The wanted share rises linearly from 0 to the target over the first seven tenths of the training,
+The wanted share rises linearly from 0 to the target over the first six tenths of the training,
 and stays. Every few steps, with e = wanted − found,
 
     I ← I + G·e·(steps passed)/(steps in all),   λ = λ₀·exp(I + P·e),
@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import InputError
 
 INTEGRAL, PROPORTIONAL, BOUND = 120.0, 4.0, math.log(1e4)
-RAMP = 0.7
+RAMP = 0.6
 """Part of the training in which the wanted share rises."""
 
 
