@@ -143,7 +143,11 @@ class ChannelGraph:
         return mask
 
     def macs(self, keep: Keep | None = None) -> int:
-        """Return the multiply-accumulates of one forward pass at the traced input size."""
+        """Return the multiply-accumulates of one forward pass at the traced input size.
+
+        Convolutions and matrix products, as `torch.utils.flop_counter` counts them on the CPU;
+        fused attention is not counted.
+        """
         return sum(cost.macs(keep) for cost in self.costs)
 
     def layer_macs(self, keep: Keep | None = None) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .atoms import Axes
 from .call import Call, Rule
+from .rules_attention import ATTENTION
 from .rules_elementwise import ELEMENTWISE
 from .rules_linear import LINEAR
 from .rules_move import MOVEMENT
@@ -13,6 +14,7 @@ from .rules_view import VIEWS
 
 RULES: dict[str, Rule] = {
     **LINEAR,
+    **ATTENTION,
     **NORMALIZATION,
     **ELEMENTWISE,
     **VIEWS,

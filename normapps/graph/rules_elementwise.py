@@ -195,9 +195,7 @@ ELEMENTWISE: dict[str, Rule] = {
     "pow": _power,
     "where": _where,
     "copy": _copy,
-    "_softmax": _softmax,
-    "_log_softmax": _softmax,
-    "softmax": _softmax,
+    **dict.fromkeys(["_softmax", "_safe_softmax", "_log_softmax", "softmax"], _softmax),
     "glu": _glu,
 }
 """Operation → rule."""

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
@@ -22,6 +24,7 @@ from .call import Call
 from .graph import ChannelGraph
 from .labels import Labels, named
 from .rules import follow, give_up
+from .rules_attention import SCALED, scaled_by_size
 
 
 def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> ChannelGraph:
@@ -39,7 +42,8 @@ def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Channe
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     tracer = _Tracer(model)
-    with torch.no_grad(), _evaluating(model), tracer.watching(model), tracer:
+    attention = _AttentionWatch(tracer)
+    with torch.no_grad(), _evaluating(model), tracer.watching(model), attention, tracer:
         try:
             outputs = model(*arguments)
         except Exception as error:
@@ -99,6 +103,13 @@ class _Tracer(TorchDispatchMode):
             if axis is not None:
                 self.ledger.pin(axis.ids, "an output of the network")
 
+    def scaled(self, query: Any, scale: float | None) -> None:
+        """Keep the channels by whose number attention is about to be scaled."""
+        axis = scaled_by_size(query, scale, self.labels)
+        if axis is not None:
+            where = self._owner() or "the model"
+            self.ledger.pin(axis.ids, SCALED.format(where=where))
+
     def _owner(self) -> str:
         return self._running[-1] if self._running else ""
 
@@ -129,6 +140,22 @@ class _Tracer(TorchDispatchMode):
         self.ledger.tie(old.ids, new.ids)
         lost = old.silent & ~new.silent
         call.pin(Axis(new.ids[lost], new.silent[lost]), reason)
+
+
+class _AttentionWatch(TorchFunctionMode):
+    """Sees attention before it falls into operations that no longer tell where a scale is from."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self._tracer.scaled(args[0] if args else given.get("query"), given.get("scale"))
+        return func(*args, **given)
 
 
 @contextmanager

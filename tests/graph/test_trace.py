@@ -531,6 +531,29 @@ def test_attention_is_exact_or_stays() -> None:
     assert values.reason == "no batch norm scales them"
 
 
+@pytest.mark.parametrize("values", [4, 6], ids=["fused", "decomposed"])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_torch_attention(values: int, scale: float | None) -> None:
+    """Its own scale is of the number of channels; a scale that is given is not."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = _conv(8, 4, 1), _conv(8, 4, 1), _conv(8, values, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (f(x).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            return y[:, 0].mT.unflatten(2, (16, 16))
+
+    model = _random_(_chain(_conv(3, 8), Attention(), _conv(values, 8)))
+    graph = _check(model, least=0.5) if values != 4 or scale is None else None
+    graph = graph or trace_channels(model, torch.randn(1, 3, 16, 16))
+    wanted = "free" if scale else "l1 scales attention by their number"
+    assert _reasons(graph, "l1.q.bn") == {wanted}
+    assert _reasons(graph, "l1.v.bn") == _reasons(graph, "l0.bn") == {"free"}
+
+
 def test_padded_shortcut_keeps_the_old_channels_free() -> None:
     """CIFAR's option A: the shortcut's new channels are zeros, of a number in the code."""
 
