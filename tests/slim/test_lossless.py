@@ -82,17 +82,39 @@ class Sum(nn.Module):
 class Twice(nn.Module):
     """One convolution reads what two batch norms put out."""
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float) -> None:
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 6, 3), norm()
         self.other, self.second = nn.Conv2d(3, 6, 3), norm((0, 0, 0, 1, 1, 1))
-        self.second.bias.data[2] = 0.3
+        self.second.bias.data[2] = shift
         self.shared = nn.Conv2d(6, 4, 1)
         self.tail = nn.Sequential(*head())
 
     def forward(self, x: Tensor) -> Tensor:
         one = self.shared(self.norm(self.first(x)).relu()).relu()
         return self.tail(one + self.shared(self.second(self.other(x)).relu()).relu())
+
+
+class Again(nn.Module):
+    """A convolution, and other code that reads the same channels by its weight."""
+
+    def __init__(self, other: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 6, 3), norm()
+        self.conv, self.other = nn.Conv2d(6, 4, 1), other
+        self.tail = nn.Sequential(*head())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.tail(self.conv(x).relu() + self.other(x, self.conv.weight).relu())
+
+
+def _padded(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=1)[:, :, 1:-1, 1:-1]
+
+
+def _multiplied(x: Tensor, weight: Tensor) -> Tensor:
+    return (x.movedim(1, -1) @ weight.flatten(1).t()).movedim(-1, 1)
 
 
 def depthwise() -> nn.Sequential:
@@ -150,7 +172,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed": (transposed, SILENT),
     "sum of constants": (lambda: Sum((0, 0, 0, 1, 1, 1)), CONSTANT),
     "sum with one alive": (lambda: Sum((1, 0, 0, 1, 1, 1)), (1, 2)),
-    "one weight for two constants": (Twice, SILENT),
+    "one weight for a constant and a lower": (lambda: Twice(0.3), SILENT),
+    "one weight for a constant and a higher": (lambda: Twice(1.5), SILENT),
+    "one weight with padding and without": (lambda: Again(_padded), SILENT),
+    "one weight in a product of its own": (lambda: Again(_multiplied), NOTHING),
 }
 
 
