@@ -6,6 +6,7 @@ by the graph must give its outputs, whatever channels are drawn.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from normapps.errors import InputError
 from normapps.graph import ChannelGraph, trace_channels
 from normapps.graph.oracle import verify
 from normapps.graph.surgery import slim_model
+from normapps.norm import create_norm
 
 
 def _random_(model: nn.Module) -> nn.Module:
@@ -579,7 +581,32 @@ def test_network_without_a_batch_norm() -> None:
     assert not graph.free().any()
 
 
-def test_time_and_memory_are_not_held() -> None:
-    """A trace keeps no activation: only what the graph says outlives it."""
-    graph = trace_channels(_chain(_conv(3, 8)), torch.randn(1, 3, 8, 8))
-    assert all(isinstance(ids, np.ndarray) for ids in graph.scales.values())
+def test_activations_are_let_go_while_it_runs() -> None:
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def note(x: Tensor) -> Tensor:
+        made = x * 2
+        held.append(weakref.ref(made))
+        return made + 1
+
+    def look(x: Tensor) -> Tensor:
+        alive.append(held[0]() is not None)
+        return x
+
+    trace_channels(_chain(_conv(3, 8), _Calls(note), _Calls(look)), torch.randn(1, 3, 8, 8))
+    assert alive == [False]
+
+
+@pytest.mark.parametrize("name", ["batch", "ghost", "streaming", "group", "switchable", "cholesky"])
+def test_layers_of_ours(name: str) -> None:
+    """What normalizes as batch norm does is a scale; channels under the others stay, with why."""
+    model = _chain(nn.Conv2d(3, 8, 3), create_norm(name, 8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    graph = trace_channels(model, torch.randn(1, 3, 16, 16))
+    batch = name in ("batch", "ghost", "streaming")
+    assert list(graph.scales) == (["l1"] if batch else [])
+    rows = graph.slots["l0.weight"][0]
+    assert rows is not None
+    reasons = {graph.pinned.get(int(atom), "free") for atom in rows}
+    assert ("free" in reasons) is batch
+    assert batch or all("l1 " in each or "no batch norm" in each for each in reasons)
