@@ -609,4 +609,4 @@ def test_layers_of_ours(name: str) -> None:
     assert rows is not None
     reasons = {graph.pinned.get(int(atom), "free") for atom in rows}
     assert ("free" in reasons) is batch
-    assert batch or all("l1 " in each or "no batch norm" in each for each in reasons)
+    assert batch or all("l1" in each or "no batch norm" in each for each in reasons)
