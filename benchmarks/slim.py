@@ -61,7 +61,7 @@ class Network:
         weights: published ones to begin with, in ../shared/weights; None: fresh ones.
         steps: of the base, of sparse training, of finetuning after pruning.
         lr: of the first two; a tenth of it for the third.
-        sparsity: share of zeros that sparse training aims at.
+        strength: λ of sparse training.
         batch_size: pictures a step.
     """
 
@@ -69,7 +69,7 @@ class Network:
     weights: str | None
     steps: tuple[int, int, int]
     lr: float
-    sparsity: float
+    strength: float
     batch_size: int = 64
 
 
@@ -78,16 +78,16 @@ _LONG = (12000, 12000, 4000)
 """About 61 rounds over the pictures in batches of 256, and 20 of finetuning."""
 REDUCED = {
     "ResNet-20": Network(
-        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 400, 100), 0.02, 0.5
+        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 600, 100), 0.02, 0.01
     ),
     "ResNet-56": Network(
-        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (160, 160, 40), 0.02, 0.5
+        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (160, 300, 50), 0.02, 0.02
     ),
 }
 FULL = {
-    "VGG-19": Network(f"{_SPEC}vgg19_bn", None, _LONG, 0.1, 0.7, 256),
-    "ResNet-56": Network(f"{_SPEC}resnet56", None, _LONG, 0.1, 0.5, 256),
-    "DenseNet-40": Network(f"{_SPEC}densenet40", None, _LONG, 0.1, 0.6, 256),
+    "VGG-19": Network(f"{_SPEC}vgg19_bn", None, _LONG, 0.1, 2e-4, 256),
+    "ResNet-56": Network(f"{_SPEC}resnet56", None, _LONG, 0.1, 1e-4, 256),
+    "DenseNet-40": Network(f"{_SPEC}densenet40", None, _LONG, 0.1, 1e-4, 256),
 }
 
 
@@ -145,7 +145,7 @@ def _train_and_prune(
     begun = open_model(folder / "base" / "model") if network.weights else opened
     _once(
         folder / "sparse",
-        lambda: _sparse(begun, material, folder / "sparse", recipe, steps[1], network.sparsity),
+        lambda: _sparse(begun, material, folder / "sparse", recipe, steps[1], network.strength),
     )
     sparse = open_model(folder / "sparse" / "model")
     chosen = FinetuneOptions(**recipe | {"lr": network.lr / 10, "steps": steps[2]})
@@ -167,9 +167,9 @@ def _sparse(
     folder: Path,
     recipe: dict[str, Any],
     steps: int,
-    sparsity: float,
+    strength: float,
 ) -> Result:
-    chosen = SparseOptions(**recipe, steps=steps, target_sparsity=sparsity, group=True)
+    chosen = SparseOptions(**recipe, steps=steps, strength=strength, group=True)
     done = train_sparse(opened, material, chosen, folder)
     model = open_model(folder / "model").model
     graph = trace_channels(model, torch.zeros(1, *material.test.images.shape[1:]))
@@ -287,7 +287,8 @@ def _write_cifar(networks: dict[str, Network], runs: Path, options: argparse.Nam
             cells = [_cell(found[each], "accuracy") for each in ("given", "base", "sparse")]
             zeros = f"{100 * found['sparse']['zeros']:.1f} %"
             steps = " / ".join(str(options.steps or each) for each in network.steps)
-            trained.append([name, *cells, zeros, f"{steps} × {network.batch_size}"])
+            size = f"{steps} × {network.batch_size}"
+            trained.append([name, *cells, zeros, f"{network.strength:g}", size])
             rows += _ratio_rows(name, runs / name, RATIOS)
     begin, told = "from fresh weights", "Base and sparse start from the same fresh weights."
     if not options.full:
@@ -299,7 +300,7 @@ def _write_cifar(networks: dict[str, Network], runs: Path, options: argparse.Nam
         " compare with nothing but the rows here. Sparse training is proximal, on scale and shift"
         f" together. {told} Steps: of base / sparse / finetuning × pictures a step. Accuracy in %"
         " with half the 95 % interval.",
-        table(["network", "given", "base", "sparse", "zero scales", "steps"], trained),
+        table(["network", "given", "base", "sparse", "zero scales", "λ", "steps"], trained),
         "Channels are chosen by one threshold on all scales, then nothing else (pruned), β moved"
         f" on (compensated), statistics measured on {RECALIBRATED_ON['cifar']} training pictures"
         " (recalibrated), trained on (finetuned). MACs and parameters are what stays. Oracle: the"
