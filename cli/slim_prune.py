@@ -130,7 +130,7 @@ def _show(report: PruneReport) -> None:
         speed = each.speedup("slimmed")
         before, after = (1e3 * each.times[name].median for name in ("base", "slimmed"))
         text = (
-            f"batch {each.batch_size}: {before:.3g} → {after:.3g} ms, {speed.median:.2f} × as fast"
+            f"batch {each.batch_size}: {before:.1f} → {after:.1f} ms, {speed.median:.2f} × as fast"
         )
         console.print(text, highlight=False)
     facts = report.facts

@@ -98,7 +98,7 @@ def prune_model(
     opened = _open(spec, options, say)
     answer = try_out(opened.model, opened.preprocessing, opened.name)
     clock = Clock()
-    seen = clock("decoding", lambda: see(options, opened.preprocessing, answer, device, progress))
+    seen = see(options, opened.preprocessing, answer, device, progress)
     work = _cut(opened, options, seen, device, clock)
     moved = None
     if seen is not None and options.recalibrate:
@@ -286,7 +286,7 @@ def _facts(
         recalibration=moved,
         onnx=onnx,
         failed=() if seen is None else seen.feed.failed,
-        seconds=dict(work.clock.seconds),
+        seconds=({} if seen is None else {"decoding": seen.feed.decoding}) | work.clock.seconds,
         peak_bytes=peak_bytes(),
     )
 

@@ -87,7 +87,7 @@ class PruneOptions(SelectOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [flag(name) for name in AMOUNTS if getattr(self, name) not in (None, False)]
+        given = [flag(name) for name in AMOUNTS if self._is_given(name)]
         if len(given) > 1:
             raise InputError(f"{' '.join(given)}: say how much in one way, not {len(given)}")
         if self.lossless:
@@ -99,15 +99,18 @@ class PruneOptions(SelectOptions):
     def amount(self) -> tuple[str, float]:
         """The way that says how much, a name of `AMOUNTS`, and its value, 1 for `lossless`."""
         for name in AMOUNTS:
-            value = getattr(self, name)
-            if value is not None and value is not False:
-                return name, float(value)
+            if self._is_given(name):
+                return name, float(getattr(self, name))
         return "ratio", RATIO
 
     @property
     def is_default(self) -> bool:
         """Whether nothing says how much, so that `RATIO` counts."""
         return self.amount == ("ratio", RATIO) and self.ratio is None
+
+    def _is_given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False  # a ratio of 0 is given
 
     def _check_lossless(self) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

@@ -243,6 +243,8 @@ def test_what_cannot_be_pruned_is_refused_in_a_line(run: Run, sparse: Path, tmp_
     line = _refused(run, "prune", "adapting:digits", *rest)
     assert "scales are all equal" in line
     assert "--importance l2" in line
+    line = _refused(run, "prune", "adapting:opaque", *rest, "--importance", "l2")
+    assert "no channel of this network may go" in line
     words = ("adapting:digits", "--checkpoint", sparse, *rest)
     line = _refused(run, "prune", *words, "--target-flops", 0.01)
     assert re.search(r"--target-flops 0.01: cannot be met; the nearest is 0\.\d+", line)
@@ -298,7 +300,7 @@ def test_the_ways_to_say_how_much(run: Run, sparse: Path, tmp_path: Path) -> Non
         before, after = _report(out)["size"][name]
         assert 0 < after <= aim * before
     out = tmp_path / "steps"
-    shown, errors = run("prune", *words, "-o", out, "--iterative", 3, "--importance", "l2")
+    _, errors = run("prune", *words, "-o", out, "--iterative", 3, "--importance", "l2")
     assert "--ratio 0.4: the default" in errors
     assert _report(out)["size"]["channels"] == [24, 15]
     out = tmp_path / "wide"
