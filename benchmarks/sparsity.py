@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SHARES = (0.4, 0.6, 0.8)
-GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 PENALTIES: dict[str, dict[str, Any]] = {
     "none": {},
     "subgradient": {"kind": "subgradient"},
