@@ -48,8 +48,8 @@ def cut_networks(
 ) -> CutNetworks:
     """Cut channels out of copies of a network.
 
-    What cannot be proved to be cut stays, and then its constants stay where they were, too: the
-    compensation is made anew for what really goes.
+    What cannot be proved to be cut stays as it was: the compensation, which silences channels, is
+    made anew for those that really go.
 
     Args:
         model: with all channels; stays as it is.
