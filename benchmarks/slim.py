@@ -78,10 +78,10 @@ _LONG = (12000, 12000, 4000)
 """About 61 rounds over the pictures in batches of 256, and 20 of finetuning."""
 REDUCED = {
     "ResNet-20": Network(
-        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 600, 100), 0.02, 0.01
+        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 600, 100), 0.02, 0.015
     ),
     "ResNet-56": Network(
-        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (160, 300, 50), 0.02, 0.02
+        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (160, 300, 50), 0.02, 0.03
     ),
 }
 FULL = {
