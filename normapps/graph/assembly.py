@@ -9,14 +9,16 @@ import numpy as np
 from torch import nn
 
 from .atoms import Ledger
-from .graph import Atoms, ChannelGraph, Cost, Cut, Group
+from .graph import Atoms, ChannelGraph, Cost, Cut, Group, Keep
 from .labels import Labels, named
+from .sizes import attributes_read, roles
 
 _UNSCALED = "no batch norm scales them"
 
 
 def assemble(model: nn.Module, labels: Labels, ledger: Ledger) -> ChannelGraph:
     """Return the graph of a finished trace; atoms of no parameter and no buffer are left out."""
+    _tie_sizes(model, labels, ledger)
     roots = ledger.roots()
     slots = _slots(labels, roots)
     used = [ids for dims in slots.values() for ids in dims if ids is not None]
@@ -40,6 +42,31 @@ def assemble(model: nn.Module, labels: Labels, ledger: Ledger) -> ChannelGraph:
     )
 
 
+def _tie_sizes(model: nn.Module, labels: Labels, ledger: Ledger) -> None:
+    """Tie channels whose numbers one attribute holds: it has one value, so they go together."""
+    used = _in_slots(labels, ledger)
+    cuts = [cut for cut in ledger.cuts if all(used[piece].all() for piece in cut.pieces)]
+    read = attributes_read(model, cuts)
+    first: dict[tuple[str, str], list[Atoms]] = {}
+    for cut in cuts:
+        for key, value in read[cut.owner].items():
+            for part in roles(value, cut):
+                known = first.setdefault((cut.owner, key), part)
+                for one, other in zip(known, part, strict=True):
+                    ledger.tie(one, other)
+
+
+def _in_slots(labels: Labels, ledger: Ledger) -> Keep:
+    """Say which atoms of the trace are, or are tied to, channels of a parameter or buffer."""
+    roots = ledger.roots()
+    used = np.zeros(ledger.count, bool)
+    for label in labels.names.values():
+        for axis in label.axes:
+            if axis is not None:
+                used[roots[axis.ids]] = True
+    return used[roots]
+
+
 def _slots(labels: Labels, roots: Atoms) -> dict[str, tuple[Atoms | None, ...]]:
     return {
         name: tuple(None if axis is None else roots[axis.ids] for axis in label.axes)
@@ -51,14 +78,14 @@ def _renumbered(ids: Atoms | None, number: Atoms) -> Atoms | None:
     return None if ids is None else number[ids]
 
 
-def _scaled(scales: dict[str, Atoms], count: int) -> np.ndarray:
+def _scaled(scales: dict[str, Atoms], count: int) -> Keep:
     mask = np.zeros(count, bool)
     for atoms in scales.values():
         mask[atoms] = True
     return mask
 
 
-def _pinned(ledger: Ledger, final: Atoms, scaled: np.ndarray) -> dict[int, str]:
+def _pinned(ledger: Ledger, final: Atoms, scaled: Keep) -> dict[int, str]:
     """Atom → the first reason that was given; a weak one only for atoms that are scaled."""
     found: dict[int, str] = {}
     for weak in (False, True):

@@ -21,6 +21,9 @@ class Call:
         values: arguments by the name that the operation's schema gives them.
         outputs: tensors among the results, in order.
         owner: name of the module that ran it.
+        sizes: that code gave to a reshape, those left to be inferred (−1) not among them.
+        given: the tensors that the owner's forward was given.
+        unseen: arguments that the rule has not looked at so far, by identity.
     """
 
     def __init__(
@@ -35,6 +38,9 @@ class Call:
         self.name, self.values, self.outputs, self.owner = name, values, outputs, owner
         self.labels, self.ledger = labels, ledger
         self.tensors = list(_tensors(values.values()))
+        self.sizes: frozenset[int] = frozenset()
+        self.given: list[Tensor] = []
+        self.unseen = {id(tensor): tensor for tensor in self.tensors}
 
     @property
     def where(self) -> str:
@@ -50,12 +56,13 @@ class Call:
 
     def label(self, tensor: Tensor) -> Label:
         """Return the label of an argument."""
+        self.unseen.pop(id(tensor), None)
         return self.labels.of(tensor)
 
     def axes(self, value: Tensor | str) -> Axes:
         """Return an argument's axes; open dimensions of a parameter become atoms of its own."""
         tensor: Tensor = self.values[value] if isinstance(value, str) else value
-        label = self.labels.of(tensor)
+        label = self.label(tensor)
         for dim in sorted(label.open):
             if tensor.dim() < 4 or dim < 2:  # positions of a kernel or an embedding are no channels
                 self.own(tensor, dim)
@@ -64,16 +71,18 @@ class Call:
 
     def own(self, tensor: Tensor, dim: int) -> Axis | None:
         """Return one axis of a tensor; an open one becomes atoms of its own."""
-        label = self.labels.of(tensor)
+        label = self.label(tensor)
         if dim in label.open:
             self._set(label, dim, self.ledger.fresh(tensor.shape[dim]))
         return label.axes[dim]
 
     def claim(self, tensor: Tensor | None, dim: int, axis: Axis | None) -> None:
         """Tie a dimension of a parameter, or of what stands for one, to channels."""
-        if tensor is None or tensor.shape[dim] == 1:
+        if tensor is None:
             return
-        label = self.labels.of(tensor)
+        label = self.label(tensor)
+        if tensor.shape[dim] == 1:
+            return
         if dim in label.open:
             self._set(label, dim, None if axis is None else axis.heard())
         else:
@@ -83,8 +92,8 @@ class Call:
         """Tie two axes of one length; where one of them has no channels, the other stays."""
         if first is not None and second is not None:
             self.ledger.tie(first.ids, second.ids)
-        else:
-            self.pin(first or second, "{where} joins them with numbers that cannot shrink")
+        elif (one := first or second) is not None and not one.loose:
+            self.pin(one, "{where} joins them with numbers that cannot shrink")
 
     def contract(self, first: Axis | None, second: Axis | None) -> None:
         """Sum a product over two axes: where neither is silent, the channels stay."""
@@ -100,13 +109,13 @@ class Call:
 
     def pin(self, axis: Axis | None, reason: str) -> None:
         """Keep an axis; {where} and {op} in the reason are filled in."""
-        if axis is not None and not axis.loose:
+        if axis is not None:
             said = reason.format(where=self.where, op=f"aten.{self.name}")
             self.ledger.pin(axis.ids, said)
 
     def cut(self, kind: str, pieces: list[Axis]) -> None:
         """Note that code here may hold the pieces' sizes."""
-        if kind != "expand" and all(self.label(tensor).weight for tensor in self.tensors):
+        if kind != "expand" and all(self.labels.of(tensor).weight for tensor in self.tensors):
             return  # layers keep the sizes of their own weights
         kept = [piece.ids for piece in pieces if len(piece.ids)]
         self.ledger.cuts.append(Cut(self.owner, tuple(map(len, kept)), tuple(kept), kind))

@@ -61,10 +61,6 @@ class Cut:
         """Channels of all pieces together, as traced."""
         return sum(self.sizes)
 
-    def kept(self, keep: Keep) -> tuple[int, ...]:
-        """Return the pieces' channel counts that stay."""
-        return tuple(int(keep[piece].sum()) for piece in self.pieces)
-
 
 @dataclass(frozen=True, eq=False)
 class Cost:

@@ -46,6 +46,7 @@ class Labels:
 
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
         self._foreign: dict[int, tuple[Tensor, Label]] = {}
+        self._key = object()  # a tensor that a module keeps may carry a label of an earlier trace
         self.names: dict[str, Label] = {}
         memory: dict[int, Label] = {}
         for name, tensor in named:
@@ -67,8 +68,8 @@ class Labels:
         known = self._foreign.get(id(tensor))
         if known is not None:
             return known[1]
-        label = tensor.__dict__.get(_KEY)
-        if label is None:
+        key, label = tensor.__dict__.get(_KEY, (None, None))
+        if key is not self._key or label is None:
             label = Label([None] * tensor.dim())
             self._foreign[id(tensor)] = (tensor, label)  # kept alive: its id stays its own
         found: Label = label
@@ -84,7 +85,7 @@ class Labels:
             if place and source.untyped_storage().data_ptr() == place:
                 label.share(self.of(source))
                 break
-        tensor.__dict__[_KEY] = label
+        tensor.__dict__[_KEY] = (self._key, label)
 
 
 def named(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engine.device import evaluating
 from ..errors import InputError
 from ..models.slimmed import Edits, set_attributes_
+from .comparison import Inputs, difference_of, kept_channels
 from .declared import Declared, declared_sizes
 from .graph import ChannelGraph, Group, Keep
 from .surgery import slim_model
 
-Inputs = Tensor | tuple[Any, ...]
+TRIALS = 64
+"""Cuts that the search for guilty groups tries: about 2 log₂(groups) for each guilty one."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def verify(
 ) -> float:
     """Compare a slimmed network with the original whose doomed channels are silenced.
 
-    Both run in eval mode; in float64, too, if they differ by more than the tolerance in their own
-    precision, which rounding alone can do.
+    Both run in eval mode without autocast; in float64, too, if they differ by more than the
+    tolerance in their own precision, which rounding alone can do.
 
     Args:
         model: the original; stays as it is.
@@ -85,24 +85,16 @@ def verify(
         tolerance: beyond which float64 decides.
 
     Returns:
-        max|a − b| / max|a| of each output (tensors in tuples, lists and dicts, too), the largest of
-        them. Infinite if an output is not finite, or has another shape or structure.
+        max|a − b| / max|a| of each output (tensors in tuples, lists and dicts, too), and of the
+        kept channels' means and sizes before and after each batch norm, which show what a dead
+        unit would hide; the largest of them. Infinite if an output is not finite, or has another
+        shape or structure.
 
     Raises:
         Exception: whatever the slimmed network raises on these inputs.
     """
-    return difference_of(silenced(model, graph, keep), slimmed, inputs, tolerance)
-
-
-def difference_of(
-    silent: nn.Module, slimmed: nn.Module, inputs: Inputs, tolerance: float = 1e-5
-) -> float:
-    """Compare any two networks that should give the same output, as `verify` does.
-
-    Returns and raises what `verify` does; `silent` is what the difference is relative to.
-    """
-    difference = _difference(_run(silent, inputs), _run(slimmed, inputs))
-    return _settled(difference, silent, slimmed, inputs, tolerance)
+    layers = kept_channels(graph, keep)
+    return difference_of(silenced(model, graph, keep), slimmed, inputs, tolerance, layers)
 
 
 def slim_verified(
@@ -115,7 +107,8 @@ def slim_verified(
     """Cut channels out of a network and prove it; what cannot be proven stays.
 
     Where the cut network fails, or its outputs differ, the groups at fault are found by halving and
-    left whole, each with the reason. The result is always one that was verified.
+    left whole, each with the reason. That takes two forward passes a cut, and `TRIALS` cuts at
+    most; what is not proven by then is left whole, too. The result is always one that was verified.
 
     Args:
         model: stays as it is.
@@ -150,18 +143,17 @@ class _Trial:
     ) -> None:
         self.model, self.graph = model, graph
         self.inputs, self.tolerance = inputs, tolerance
+        self.left = TRIALS
 
     def __call__(self, keep: Keep) -> tuple[Slimmed | None, str]:
         """Return the slimmed network, or None and why not."""
+        self.left -= 1
         try:
             slim, edits = slim_model(self.model, self.graph, keep)
             silent = silenced(self.model, self.graph, keep)
-            with Declared(silent) as before:
-                one = _run(silent, self.inputs)
-            with Declared(slim) as after:
-                other = _run(slim, self.inputs)
-            difference = _difference(one, other)
-            difference = _settled(difference, silent, slim, self.inputs, self.tolerance)
+            layers = kept_channels(self.graph, keep)
+            with Declared(silent) as before, Declared(slim) as after:
+                difference = difference_of(silent, slim, self.inputs, self.tolerance, layers)
         except Exception as error:  # somebody else's forward may raise anything
             return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if not difference <= self.tolerance:
@@ -190,8 +182,9 @@ def _accumulate(
     Returns what was verified last: `base`, whose cuts are always part of it, or more.
     """
     half = len(groups) // 2
-    if half == 0:
-        left += [(group.name, reason) for group in groups]
+    if half == 0 or trial.left <= 0:
+        spent = "" if half == 0 else f"not proven within {TRIALS} trials; together: "
+        left += [(group.name, spent + reason) for group in groups]
         return base
     for part in (groups[:half], groups[half:]):
         wanted = base.keep.copy()
@@ -200,65 +193,3 @@ def _accumulate(
         found, why = trial(wanted)
         base = found or _accumulate(trial, keep, base, part, left, why)
     return base
-
-
-def _settled(
-    difference: float, silent: nn.Module, slimmed: nn.Module, inputs: Inputs, tolerance: float
-) -> float:
-    """The difference in float64 where it is more than the tolerance, which may be rounding."""
-    if difference <= tolerance:
-        return difference
-    wide = _to(inputs, torch.float64)
-    one, other = copy.deepcopy(silent).double(), copy.deepcopy(slimmed).double()
-    try:
-        return _difference(_run(one, wide), _run(other, wide))
-    except RuntimeError:  # a forward that insists on float32
-        return difference
-
-
-def _run(model: nn.Module, inputs: Inputs) -> Any:
-    with evaluating(model):
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
-def _to(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, tuple):
-        return tuple(_to(each, dtype) for each in value)
-    return value
-
-
-def _difference(one: Any, other: Any) -> float:
-    """The largest relative difference of all tensors in two outputs of one structure."""
-    mine, theirs = dict(_tensors(one)), dict(_tensors(other))
-    if not mine or mine.keys() != theirs.keys():
-        return math.inf
-    return max(_relative(mine[path], theirs[path]) for path in mine)
-
-
-def _relative(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return math.inf
-    if one.numel() == 0:
-        return 0.0
-    one, other = one.double(), other.double()
-    if not bool(one.isfinite().all() and other.isfinite().all()):
-        return math.inf
-    gap, size = float((one - other).abs().max()), float(one.abs().max())
-    if gap == 0:
-        return 0.0
-    return gap / size if size > 0 else math.inf
-
-
-def _tensors(out: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(out, Tensor):
-        yield path, out
-    elif isinstance(out, Mapping):
-        for key, value in out.items():
-            yield from _tensors(value, f"{path}.{key}")
-    elif isinstance(out, list | tuple):
-        for index, value in enumerate(out):
-            yield from _tensors(value, f"{path}.{index}")
-    elif dataclasses.is_dataclass(out) and not isinstance(out, type):
-        yield from _tensors(vars(out), path)

@@ -127,6 +127,19 @@ def _lerp(call: Call) -> list[Axes]:
     return [elementwise(call, [call["self"], call["end"], call["weight"]], silence)]
 
 
+def _masked(call: Call) -> list[Axes]:
+    value = call["value"]
+    silence = _never if isinstance(value, Tensor) or value != 0 else _first
+    return [elementwise(call, [call["self"], call["mask"]], silence)]
+
+
+def _added_product(call: Call) -> list[Axes]:
+    def silence(operands: list[Keep | bool]) -> Any:
+        return _all([operands[0], _any(operands[1:])])
+
+    return [elementwise(call, [call[key] for key in ("self", "tensor1", "tensor2")], silence)]
+
+
 def _where(call: Call) -> list[Axes]:
     def silence(operands: list[Keep | bool]) -> Any:
         return _all(operands[1:])
@@ -194,6 +207,8 @@ ELEMENTWISE: dict[str, Rule] = {
     "threshold": _threshold,
     "pow": _power,
     "where": _where,
+    "masked_fill": _masked,
+    "addcmul": _added_product,
     "copy": _copy,
     **dict.fromkeys(["_softmax", "_safe_softmax", "_log_softmax", "softmax"], _softmax),
     "glu": _glu,

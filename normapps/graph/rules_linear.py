@@ -120,6 +120,19 @@ def _addmm(call: Call) -> list[Axes]:
     return [tuple(axis and axis.heard() for axis in out)]
 
 
+def _linear(call: Call) -> list[Axes]:
+    """(…, K) with weight (M, K); some devices and scripts do not take it apart."""
+    x, weight = call.axes("input"), call["weight"]
+    call.contract(x[-1], call.axes(weight)[1])
+    axis = call.axes(weight)[0]
+    out = (*x[:-1], axis and axis.heard())
+    call.claim(call["bias"], 0, axis)
+    if call["bias"] is not None:
+        out = tuple(each and each.heard() for each in out)
+    _note_product(call, call["input"], weight, x[-1], out)
+    return [out]
+
+
 def _mm(call: Call) -> list[Axes]:
     return [_product(call, call["self"], call["mat2"])]
 
@@ -173,7 +186,11 @@ def _note_product(
 
 LINEAR: dict[str, Rule] = {
     "convolution": _convolution,
+    "convolution_overrideable": _convolution,
+    "_convolution": _convolution,
+    "linear": _linear,
     "addmm": _addmm,
+    "_addmm_activation": _addmm,
     "mm": _mm,
     "bmm": _mm,
     "baddbmm": _baddbmm,

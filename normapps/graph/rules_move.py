@@ -118,6 +118,8 @@ def _split(call: Call) -> list[Axes]:
         pieces.append(axis.take(slice(start, start + output.shape[dim])))
         start += output.shape[dim]
     _tie_alike(call, pieces)
+    if call.name == "split" and len(pieces[-1].ids) != len(pieces[0].ids):
+        call.pin(axis, "{where} splits them into parts of one length and a rest")
     call.cut("split", pieces)
     return [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces]
 

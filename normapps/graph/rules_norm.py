@@ -17,7 +17,7 @@ def _batch_norm(call: Call) -> list[Axes]:
     for key in ("weight", "bias", "running_mean", "running_var"):
         call.claim(call.get(key), 0, x[1])
     x[1] = _scaled(call, x[1])
-    return [tuple(x)] + [(x[1],)] * (len(call.outputs) - 1)
+    return [tuple(x)] + [(None,)] * (len(call.outputs) - 1)
 
 
 def _scaled(call: Call, x: Axis | None) -> Axis | None:

@@ -44,12 +44,24 @@ def _reduction(*, adds: bool, keeps_zero: bool = True) -> Rule:
         for dim in dims:
             if adds:
                 call.read(axes[dim])
-            else:
+            elif not _averages_one(call, axes[dim]):
                 call.pin(axes[dim], "{where} takes {op} over them")
         kept = axes if keeps_zero else tuple(axis and axis.heard() for axis in axes)
         return [_reduced(kept, dims, bool(call.get("keepdim", False)))] * len(call.outputs)
 
     return rule
+
+
+def _averages_one(call: Call, axis: Axis | None) -> bool:
+    """One value, repeated, is its own mean and extreme, whatever the number."""
+    return axis is not None and axis.loose and call.name in ("mean", "amax", "amin")
+
+
+def _norm(call: Call) -> list[Axes]:
+    """A p-norm, to which zeros add nothing if p > 0."""
+    order = call.get("ord", call.get("p"))
+    adds = order is None or order > 0
+    return _reduction(adds=adds, keeps_zero=adds)(call)
 
 
 def _along(call: Call) -> list[Axes]:
@@ -156,7 +168,8 @@ RESAMPLING: dict[str, Rule] = {
     **{name.format(n): _spatial(n) for n in (1, 2, 3) for name in _POOLS.split()},
     **{f"max_pool{n}d_with_indices": _spatial(n) for n in (2, 3)},
     **{name: _spatial(n) for n, names in _RESIZE.items() for name in names.split()},
-    **dict.fromkeys(["sum", "linalg_vector_norm", "norm"], _SUM),
+    "sum": _SUM,
+    **dict.fromkeys(["linalg_vector_norm", "norm"], _norm),
     **dict.fromkeys(["mean", "amax", "amin", "var", "std", "var_mean", "std_mean"], _STATISTIC),
     **dict.fromkeys(["argmax", "argmin", "prod", "logsumexp", "any", "all"], _PLACE),
     **dict.fromkeys(["cumsum", "cumprod", "sort", "topk", "kthvalue", "logcumsumexp"], _along),
@@ -170,6 +183,7 @@ RESAMPLING: dict[str, Rule] = {
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,
+    "native_channel_shuffle": _channel_shuffle,
     "im2col": _patches,
     "grid_sampler_2d": _grid_sample,
     "grid_sampler_3d": _grid_sample,

@@ -31,9 +31,30 @@ def _view(call: Call) -> list[Axes]:
         here = [dim for dim in block.old if axes[dim] is not None]
         for dim, axis in _reshaped(call, axes, here, block).items():
             found[dim] = axis
+            if axis is not None and len(block.old) > len(block.new) == 1:
+                _sized_by_input(call, axis)
             if axis is not None:
                 call.cut("view", [axis])
     return [tuple(found)]
+
+
+def _sized_by_input(call: Call, axis: Axis) -> None:
+    """Keep channels that are laid out anew in as many as the module's input has.
+
+    Its code takes that number from the input (`b, c, h, w = x.shape`), where others go than here.
+    """
+    size = len(axis.ids)
+    if size not in call.sizes:
+        return
+    roots = call.ledger.roots()
+    mine = np.sort(roots[axis.ids])
+    for tensor in call.given:
+        for other in call.labels.of(tensor).axes[1:]:
+            if other is None or len(other.ids) != size:
+                continue
+            if not np.array_equal(mine, np.sort(roots[other.ids])):
+                for each in (axis, other):
+                    call.pin(each, "{where} takes their number from its input")
 
 
 def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[_Block]:

@@ -7,8 +7,7 @@ Three things change: the tensors, the sizes that layers keep of themselves (`in_
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..errors import InputError
 from ..models.slimmed import Edits, cut, set_attributes_
 from .graph import Atoms, ChannelGraph, Cut, Keep
+from .sizes import attributes_read, roles
 
 Sizes = dict[str, dict[str, Any]]
 
@@ -215,63 +215,21 @@ def _of_linear(layer: nn.Linear, new: Tensor) -> dict[str, Any]:
 
 
 def _split_sizes(model: nn.Module, cuts: Iterable[Cut], keep: Keep) -> Sizes:
-    """Sizes by which forwards split, slice or view: attributes that they read and that match.
-
-    An attribute counts if the owner's forward, or a method that it calls, reads it and it holds
-    an old piece size, the list of them, or their sum.
-    """
+    """Sizes by which forwards split, slice or view, where they hold them in attributes."""
+    cuts = list(cuts)
+    read = attributes_read(model, cuts)
     wanted: dict[tuple[str, str], list[Any]] = {}
     for each in cuts:
-        owner = model.get_submodule(each.owner)
-        for key in sorted(names_read(type(owner))):
-            values = _new_values(vars(owner).get(key), each, keep)
-            wanted.setdefault((each.owner, key), []).extend(values)
+        for key, old in read[each.owner].items():
+            for part in roles(old, each):
+                now = [int(keep[atoms].sum()) for atoms in part]
+                value = now[0] if isinstance(old, int) else now
+                wanted.setdefault((each.owner, key), []).append(value)
     found: Sizes = {}
     for (name, key), values in wanted.items():
-        old = vars(model.get_submodule(name)).get(key)
         if any(value != values[0] for value in values):
             raise _conflict(name, key, values)
-        if values and values[0] != (list(old) if isinstance(old, list | tuple) else old):
+        old = read[name][key]
+        if values[0] != (list(old) if isinstance(old, list | tuple) else old):
             found.setdefault(name, {})[key] = values[0]
     return found
-
-
-def _new_values(old: Any, each: Cut, keep: Keep) -> list[Any]:
-    """What an attribute of this value would have to become, once for each part it may play."""
-    now = list(each.kept(keep))
-    if isinstance(old, int) and not isinstance(old, bool):
-        pairs = [*zip(each.sizes, now, strict=True), (each.total, sum(now))]
-        return [after for before, after in pairs if before == old]
-    if isinstance(old, list | tuple) and list(old) == list(each.sizes):
-        return [now]
-    return []
-
-
-def names_read(kind: type) -> set[str]:
-    """Names of attributes that a module's forward reads, itself or by methods that it calls."""
-    found: set[str] = set()
-    todo = ["forward"]
-    while todo:
-        method = getattr(kind, todo.pop(), None)
-        code = _code(method)
-        if code is None:
-            continue
-        fresh = set(_names(code)) - found
-        found |= fresh
-        todo += fresh
-    return found
-
-
-def _code(method: Any) -> CodeType | None:
-    if isinstance(method, property):
-        method = method.fget
-    while hasattr(method, "__wrapped__"):  # decorated
-        method = method.__wrapped__
-    return method.__code__ if isinstance(method, FunctionType) else None
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:  # comprehensions and local functions
-        if isinstance(constant, CodeType):
-            yield from _names(constant)

@@ -8,7 +8,7 @@ symbolically; what depends on the input's values is followed for this input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..engine.device import evaluating
 from ..errors import InputError
+from ..norm.precision import without_autocast
 from .assembly import assemble
 from .atoms import Axes, Axis, Ledger
 from .call import Call
@@ -30,7 +32,8 @@ from .rules_attention import SCALED, scaled_by_size
 def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> ChannelGraph:
     """Run a model once and return its channel graph.
 
-    The model is run in evaluation mode without gradients and comes out as it went in.
+    The model is run in evaluation mode without gradients and autocast, in its own precision, and
+    comes out as it went in.
 
     Args:
         model: any module; what it computes has to depend on shapes, not on values.
@@ -38,16 +41,20 @@ def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Channe
             those of this size.
 
     Raises:
-        InputError: the model does not run on these inputs.
+        InputError: the model does not run on these inputs, or is wrapped by `torch.compile`,
+            TorchScript or (Distributed)DataParallel.
     """
+    _refuse_wrapped(model)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    leaves = _leaves(arguments)
+    plain = without_autocast(leaves[0]) if leaves else nullcontext()
     tracer = _Tracer(model)
-    attention = _AttentionWatch(tracer)
-    with torch.no_grad(), _evaluating(model), tracer.watching(model), attention, tracer:
+    functions = _FunctionWatch(tracer)
+    with evaluating(model), plain, tracer.watching(model), functions, tracer:
         try:
             outputs = model(*arguments)
         except Exception as error:
-            shapes = ", ".join(str(tuple(each.shape)) for each in _leaves(arguments))
+            shapes = ", ".join(str(tuple(each.shape)) for each in leaves)
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(
                 f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
@@ -58,6 +65,19 @@ def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Channe
     return assemble(model, tracer.labels, tracer.ledger)
 
 
+def _refuse_wrapped(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("channels of TorchScript cannot be cut; slim the model it was made of")
+    for name, module in model.named_modules():
+        said = f"module '{name}'" if name else "the model"
+        if hasattr(module, "_orig_mod"):
+            raise InputError(f"{said} is made by torch.compile; slim its `_orig_mod`")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(f"{said} is compiled in place; slim a model that is not")
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            raise InputError(f"{said} is {type(module).__name__}; slim its `module`")
+
+
 class _Tracer(TorchDispatchMode):
     """Follows the channels through every operation that runs under it."""
 
@@ -65,7 +85,8 @@ class _Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = Labels(named(model))
         self.ledger = Ledger()
-        self._running: list[str] = []
+        self._running: list[tuple[str, list[Tensor]]] = []
+        self._sizes: frozenset[int] = frozenset()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -74,6 +95,7 @@ class _Tracer(TorchDispatchMode):
         values = _bound(func, args, kwargs or {})
         outputs = _flat(result)
         call = Call(_name(func), values, outputs, self._owner(), self.labels, self.ledger)
+        call.sizes, call.given = self._sizes, self._running[-1][1] if self._running else []
         written = _written(func, values)
         if written is None:
             self._label(call, follow(call))
@@ -110,11 +132,20 @@ class _Tracer(TorchDispatchMode):
             where = self._owner() or "the model"
             self.ledger.pin(axis.ids, SCALED.format(where=where))
 
+    @contextmanager
+    def reshaping(self, sizes: frozenset[int]) -> Iterator[None]:
+        """Know the sizes that code gives to a reshape, until the block ends."""
+        before, self._sizes = self._sizes, sizes
+        try:
+            yield
+        finally:
+            self._sizes = before
+
     def _owner(self) -> str:
-        return self._running[-1] if self._running else ""
+        return self._running[-1][0] if self._running else ""
 
     def _enter(self, name: str) -> Any:
-        return lambda *_: self._running.append(name)
+        return lambda module, args: self._running.append((name, _leaves(args)))
 
     def _leave(self, *_: Any) -> None:
         self._running.pop()
@@ -142,8 +173,8 @@ class _Tracer(TorchDispatchMode):
         call.pin(Axis(new.ids[lost], new.silent[lost]), reason)
 
 
-class _AttentionWatch(TorchFunctionMode):
-    """Sees attention before it falls into operations that no longer tell where a scale is from."""
+class _FunctionWatch(TorchFunctionMode):
+    """Sees what falls into operations that no longer tell where a scale or a size is from."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()
@@ -155,18 +186,24 @@ class _AttentionWatch(TorchFunctionMode):
         given = kwargs or {}
         if func is F.scaled_dot_product_attention:
             self._tracer.scaled(args[0] if args else given.get("query"), given.get("scale"))
-        return func(*args, **given)
+        if func not in _RESHAPES:
+            return func(*args, **given)
+        sizes = _flat_sizes((args[1:], given))
+        with self._tracer.reshaping(frozenset(size for size in sizes if size > 0)):
+            return func(*args, **given)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _flat_sizes(value: Any) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if not isinstance(value, list | tuple):
+        return []
+    return [size for each in value for size in _flat_sizes(each)]
+
+
+_RESHAPES = (torch.reshape, Tensor.reshape, Tensor.view)
 
 
 def _name(func: Any) -> str:

@@ -78,4 +78,3 @@ def test_groups_narrow_or_go() -> None:
 def test_cut_counts_its_pieces() -> None:
     cut = Cut("block", (2, 3), (_ids(0, 1), _ids(2, 3, 4)))
     assert cut.total == 5
-    assert cut.kept(_keep(5, 0, 4)) == (1, 2)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from normapps.errors import InputError
 from normapps.graph.graph import ChannelGraph, Cost, Cut, Group
-from normapps.graph.surgery import names_read, slim_model
+from normapps.graph.sizes import names_read
+from normapps.graph.surgery import slim_model
 from normapps.models.slimmed import Edits, apply_edits_
 
 
