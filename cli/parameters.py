@@ -58,12 +58,13 @@ def _parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
 
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> Any:
-    name, short = flag(field.name), field.metadata.get("short")
+    name = flag(field.name)
+    others = [each for key in ("short", "also") if (each := field.metadata.get(key))]
     if hint is bool:
         name = f"{name}/--no-{name[2:]}"
     return typer.Option(
         list(field.default) if isinstance(field.default, tuple) else field.default,
-        *([name, short] if short else [name]),
+        *[name, *others],
         help=_help(field),
         metavar=_metavar(field, hint),
         show_default=field.default is not False,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from normapps.measure.interval import Estimate
     from normapps.slim.inspection import Inspection
+    from normapps.slim.judgement import Evidence
     from normapps.slim.prune import PruneReport
-    from normapps.slim.stages import Stage
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -82,6 +82,8 @@ def _show_inspection(found: Inspection) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from normapps.slim.layers import short
+
     console = Console()
     channels, parameters, macs = found.size
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -89,7 +91,7 @@ def _show_inspection(found: Inspection) -> None:
     titles = ("gone", "threshold", "channels", "params", "MACs", "narrowest layer")
     for title in titles:
         table.add_column(title, justify="left" if title == titles[-1] else "right")
-    table.add_row("", "", "", str(channels), _millions(parameters), _millions(macs), "")
+    table.add_row("", "", "", str(channels), short(parameters), short(macs), "")
     for step in found.steps:
         threshold = "" if step.threshold is None else f"{step.threshold:.4g}"
         name, left = step.narrowest
@@ -115,17 +117,13 @@ def _show_left(console: Console, left: tuple[tuple[str, str], ...]) -> None:
         console.print(f"and {len(left) - _WHOLE} more groups left whole", highlight=False)
 
 
-def _millions(value: float) -> str:
-    return f"{value / 1e6:.4g} M"
-
-
 def _show(report: PruneReport) -> None:
     from rich.console import Console
 
     console = Console()
     console.print(_sizes(report))
     if report.evidence.stages:
-        console.print(_stages(report.evidence.stages))
+        console.print(_stages(report.evidence))
     for each in report.evidence.latencies:
         speed = each.speedup("slimmed")
         before, after = (1e3 * each.times[name].median for name in ("base", "slimmed"))
@@ -135,9 +133,11 @@ def _show(report: PruneReport) -> None:
         console.print(text, highlight=False)
     facts = report.facts
     if facts.difference is not None:
-        console.print(f"proof: outputs differ by {facts.difference:.1e}", highlight=False)
+        text = f"proof: cutting differs from silencing by {facts.difference:.2g} of the outputs"
+        console.print(text, highlight=False)
     if facts.onnx is not None:
-        console.print(f"model.onnx: outputs differ by {facts.onnx:.1e}", highlight=False)
+        text = f"model.onnx: differs from torch by {facts.onnx:.2g} of the outputs"
+        console.print(text, highlight=False)
     _show_left(console, facts.left)
     for note in facts.choice.notes:
         console.print(note, highlight=False, soft_wrap=True)
@@ -146,10 +146,14 @@ def _show(report: PruneReport) -> None:
         console.print(text, highlight=False, soft_wrap=True)
     verdict = f"{report.verdict.verdict}: {report.verdict.reason}"
     console.print(verdict, style="bold", highlight=False, soft_wrap=True)
+    if facts.following:
+        console.print(facts.following, highlight=False, soft_wrap=True)
 
 
 def _sizes(report: PruneReport) -> Table:
     from rich.table import Table
+
+    from normapps.slim.layers import short
 
     before, after = report.evidence.before, report.evidence.after
     table = Table("", "before", "after", "gone", box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -159,27 +163,30 @@ def _sizes(report: PruneReport) -> Table:
     table.add_row("channels", str(first), str(second), _gone(first, second))
     for title, name in (("parameters", "parameters"), ("MACs", "macs"), ("bytes", "bytes")):
         pair = getattr(before, name), getattr(after, name)
-        table.add_row(title, *map(_millions, pair), _gone(*pair))
+        table.add_row(title, *map(short, pair), _gone(*pair))
     return table
 
 
-def _stages(stages: tuple[Stage, ...]) -> Table:
+def _stages(evidence: Evidence) -> Table:
     from rich.table import Table
 
+    with_labels = evidence.stages[0].accuracy is not None
     table = Table("stage", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title in ("accuracy, %", "change", "same answer, %", "logits' error"):
-        table.add_column(title, justify="right")
-    for each in stages:
+    accuracy = ("accuracy, %", "change") if with_labels else ()
+    for title in (*accuracy, "same answer, %", "logits' error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each in evidence.stages:
         error = "" if each.logit_error is None else f"{each.logit_error:.3g}"
         change = "" if each.difference is None else f"{100 * each.difference.mean:+.1f}"
-        table.add_row(each.name, _percent(each.accuracy), change, _percent(each.same), error)
+        known = (_percent(each.accuracy), change) if with_labels else ()
+        table.add_row(evidence.title(each), *known, _percent(each.same), error)
     return table
 
 
 def _percent(value: Estimate | None) -> str:
     if value is None:
         return ""
-    return f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+    return f"{100 * value.mean:.1f} ({100 * value.low:.1f}–{100 * value.high:.1f})"
 
 
 def _gone(before: int, after: int) -> str:

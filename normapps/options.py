@@ -24,6 +24,7 @@ def option(
     *,
     choices: tuple[str, ...] = (),
     short: str = "",
+    also: str = "",
     low: float | None = None,
     high: float | None = None,
     pattern: str = "",
@@ -36,11 +37,13 @@ def option(
         help: one line for `--help`.
         choices: the allowed values of a string option.
         short: a one-letter flag such as `-o`.
+        also: a second long flag, by which others call the same.
         low, high: the closed range of a number.
         pattern: regular expression that the whole text must match; `help` says it in words.
     """
-    metadata = {"help": help, "choices": choices, "short": short, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata={**metadata, "pattern": pattern})
+    names = {"help": help, "short": short, "also": also}
+    values = {"choices": choices, "low": low, "high": high, "pattern": pattern}
+    return dataclasses.field(default=default, metadata={**names, **values})
 
 
 def device_option() -> Any:

@@ -48,7 +48,9 @@ class PictureOptions(ModelOptions):
         None, "mean to subtract, in [0, 1], one or a channel, as 0.485,0.456,0.406"
     )
     std: str | None = option(None, "deviation to divide by, one or a channel, as 0.229,0.224,0.225")
-    size: int | None = option(None, "side of the network's input in pixels", low=1)
+    size: int | None = option(
+        None, "side of the network's input in pixels", low=1, also="--input-size"
+    )
     resize: bool = option(True, "scale pictures before their centre is cut")
 
     def __post_init__(self) -> None:

@@ -36,8 +36,9 @@ from .reading import LAYERS, Reading, listen, owner_of
 class Correction:
     """What was done for one weight that reads doomed channels.
 
-    The last three are in standard deviations σ of the output they belong to: the next batch norm's
-    running one where there is one, else as measured.
+    The last three are in standard deviations σ: where a batch norm comes next, its running one of
+    the output in question; else the one of all outputs of the layer together, over channels as
+    well, because what `inputs` do to a single one may be next to nothing.
 
     Attributes:
         weight: its name in the model's state.
@@ -63,7 +64,8 @@ class Compensation(Undo):
     """What `compensate_` did; calling it, or leaving its `with` block, takes it back.
 
     Attributes:
-        corrections: in order of execution.
+        corrections: in order of execution; none where the doomed channels say 0, so that no
+            layer gets a new bias of 0.
         missed: weights that read doomed channels and could not be compensated, because they are
             never called, are computed from other weights, or have no place for a bias.
         graph: the channel graph with the new biases.
@@ -121,7 +123,8 @@ def compensate_(model: nn.Module, graph: ChannelGraph, keep: Keep, inputs: Any) 
         readings, missed = listen(model, graph, keep, inputs)
         _check(readings)
         _silence_(model, graph, keep, "bias", done)
-        tried = [(each.weight, _correct_(model, each, keep, done)) for each in readings]
+        said = [each for each in readings if bool((each.low != 0).any() | (each.high != 0).any())]
+        tried = [(each.weight, _correct_(model, each, keep, done)) for each in said]
     except BaseException:
         done()
         raise
@@ -200,10 +203,12 @@ def _output_atoms(owner: nn.Module, slots: Sequence[Atoms | None]) -> Atoms | No
 
 
 def _spread(model: nn.Module, reading: Reading) -> Tensor:
-    """Return the deviation of each output, (O,) float64; 1 where there is none."""
-    var = reading.outputs.var[0]
+    """Return the deviation that counts for each output, (O,) float64; 1 where there is none."""
     if reading.norm is not None:
         var = model.get_buffer(f"{reading.norm}.running_var").double()
+    else:
+        mean, own = reading.outputs.mean[0], reading.outputs.var[0]
+        var = (own.mean() + mean.var(correction=0)).expand_as(own)
     return var.where(var > 0, 1).sqrt().cpu()
 
 

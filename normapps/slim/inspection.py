@@ -14,7 +14,7 @@ from torch import nn
 from ..graph.graph import ChannelGraph
 from ..models.load import open_by
 from ..models.options import preprocessing_of
-from ..models.trying import try_out
+from ..models.trying import check_finite, try_out
 from .importance import importance, scales_of
 from .plan import plan
 from .prune_options import SelectOptions
@@ -88,6 +88,7 @@ def inspect_model(
         InputError: a model that cannot be used, or without a channel that could go.
     """
     opened = open_by(spec, options)
+    check_finite(opened.model, str(options.checkpoint or opened.name))
     preprocessing = preprocessing_of(opened, options)
     say(opened.describe())
     say(preprocessing.describe())

@@ -9,7 +9,9 @@ this machine, in the median of rounds taken in turns.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..measure.interval import Estimate
 from ..measure.report import NOT_RECOMMENDED, RECOMMENDED, UNDECIDED, Verdict
@@ -31,12 +33,13 @@ class Evidence:
 
     Attributes:
         before, after: what the two networks weigh.
-        stages: on the same pictures; the first is the base, the last what is to be used. Empty
-            without pictures.
+        stages: on the same pictures; the first is the base. Empty without pictures.
         latencies: of networks named `base` and `slimmed`; empty where not measured.
         is_lossless: it was shown that no output changes (γ = 0 and constants that move exactly).
         is_finetuned: it was trained after the cut.
         is_random: the model has random weights.
+        kept: name of the stage that is to be used; empty for the last.
+        not_judged: why there are no stages.
     """
 
     before: Footprint
@@ -46,6 +49,18 @@ class Evidence:
     is_lossless: bool = False
     is_finetuned: bool = False
     is_random: bool = False
+    kept: str = ""
+    not_judged: str = "no pictures were given; --data names some"
+
+    @property
+    def last(self) -> Stage | None:
+        """The stage that is to be used; None without one beside the base."""
+        after = {each.name: each for each in self.stages[1:]}
+        return after.get(self.kept) or next(reversed(after.values()), None)
+
+    def title(self, stage: Stage) -> str:
+        """Return a stage's name, with a word if it is the one to be used."""
+        return f"{stage.name} (kept)" if stage is self.last else stage.name
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -57,8 +72,8 @@ def judge(evidence: Evidence) -> Verdict:
             " checkpoint first.",
         )
     if evidence.after.parameters >= evidence.before.parameters:
-        return Verdict(NOT_RECOMMENDED, "No channel could go, so the network is the one it was.")
-    if evidence.stages and not evidence.stages[-1].is_finite:
+        return Verdict(NOT_RECOMMENDED, "No channel went, so the network is the one it was.")
+    if evidence.last is not None and not evidence.last.is_finite:
         return Verdict(NOT_RECOMMENDED, "The slimmed network's outputs are not finite.")
     good = _quality(evidence)
     if good.verdict == NOT_RECOMMENDED:
@@ -91,16 +106,33 @@ def _size(evidence: Evidence) -> str:
 
 def _quality(evidence: Evidence) -> Verdict:
     """Judge the answers alone."""
-    if len(evidence.stages) < 2:
-        if evidence.is_lossless:
-            return Verdict(RECOMMENDED, "No output changes: only constants were cut.")
-        return Verdict(UNDECIDED, "There were no pictures to judge the answers by: give --data.")
-    last = evidence.stages[-1]
+    last = evidence.last
+    same = None if last is None else last.same
+    if evidence.is_lossless and (same is None or same.mean >= 1 - LOSS):
+        return Verdict(RECOMMENDED, "No output changes: only constants were cut.")
+    if last is None:
+        return Verdict(UNDECIDED, f"The answers were not judged: {evidence.not_judged}.")
     if last.difference is not None:
         return _by_labels(last.difference, evidence.is_finetuned)
     if last.same is not None:
         return _without_labels(last.same, evidence.is_finetuned)
-    return Verdict(UNDECIDED, "The last stage was not compared with the base.")
+    return Verdict(UNDECIDED, "The network was not compared with the base.")
+
+
+def next_step(evidence: Evidence, verdict: Verdict, folder: Path) -> str:
+    """Return a sentence with the command that comes after a pruning; empty where nothing helps.
+
+    Args:
+        evidence, verdict: of the pruning.
+        folder: that it wrote.
+    """
+    if evidence.is_random or evidence.after.parameters >= evidence.before.parameters:
+        return ""
+    if verdict.verdict == RECOMMENDED or evidence.is_lossless:
+        return f"Use it: normapps.load_model({str(folder)!r})"
+    names = shlex.quote(str(folder)), shlex.quote(f"{folder}-finetuned")
+    command = f"normapps slim finetune {names[0]} TRAINING_PICTURES -o {names[1]}"
+    return f"Train what is left: {command}"
 
 
 def _by_labels(difference: Estimate, is_finetuned: bool) -> Verdict:
@@ -125,6 +157,8 @@ def _without_labels(same: Estimate, is_finetuned: bool) -> Verdict:
     )
     if same.low >= 1 - LOSS:
         return Verdict(RECOMMENDED, f"{found}, so accuracy cannot have changed by more.")
+    if same.high >= 1 - LOSS:
+        return Verdict(UNDECIDED, f"{found}: too few to tell whether more than 1 % changed.")
     ahead = "" if is_finetuned else f"; {FINETUNE}"
     return Verdict(
         UNDECIDED, f"{found}, and there are no labels to tell which answers are right{ahead}."

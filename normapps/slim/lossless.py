@@ -10,25 +10,18 @@ layers here: the network is run, and every convolution and linear layer is asked
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..engine.device import evaluating
 from ..graph.graph import ChannelGraph
 from .importance import scales_of
-from .reading import LAYERS, owner_of
-
-_FORWARD = (F.linear, F.conv1d, F.conv2d, F.conv3d)
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_ARGUMENTS = ("input", "weight", "bias", "stride", "padding")
+from .reading import FORWARD, LAYERS, Product, ProductListener, owner_of, rows_of
 
 LOUDNESS = (0.01, 0.1, 1.0, 1.0, 10.0, 100.0)
 """Standard deviations of the noise, so that a gate that one of them saturates moves in another."""
@@ -100,37 +93,21 @@ class _Heard:
         )
 
 
-class _Listener(TorchFunctionMode):
+class _Listener(ProductListener):
     """Hears what convolutions and linear layers read."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._names = {id(each): name for name, each in model.named_parameters()}
-        self._layers = {
-            name for name in self._names.values() if isinstance(owner_of(model, name), LAYERS)
-        }
+        super().__init__({id(each): name for name, each in model.named_parameters()})
+        self._model = model
         self.heard: dict[str, _Heard] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func in _FORWARD or func in _TRANSPOSED:
-            named = {**dict(zip(_ARGUMENTS, args, strict=False)), **options}
-            name = self._names.get(id(named["weight"]))
-            if name is not None:
-                is_open = func in _FORWARD and _is_unpadded(named.get("padding", 0))
-                self._hear(name, named["input"], named["weight"].dim(), is_open)
-        return func(*args, **options)
-
-    def _hear(self, name: str, x: Tensor, dims: int, is_unpadded: bool) -> None:
-        rows = x.movedim(1 - dims, -1).flatten(0, -2)
-        low, high = rows.amin(0), rows.amax(0)
-        heard = _Heard(low, high, is_unpadded and name in self._layers)
+    def hear(self, product: Product) -> None:
+        """Note the extremes of what a weight reads."""
+        named, name = product.named, product.name
+        rows = rows_of(named["input"], 1 - named["weight"].dim())
+        is_unpadded = product.func in FORWARD and _is_unpadded(named.get("padding", 0))
+        is_layer = isinstance(owner_of(self._model, name), LAYERS)
+        heard = _Heard(rows.amin(0), rows.amax(0), is_unpadded and is_layer)
         before = self.heard.get(name)
         self.heard[name] = heard if before is None else before.merged(heard)
 

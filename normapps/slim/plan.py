@@ -221,10 +221,8 @@ def _held(graph: ChannelGraph, order: Removal, taken: int, rules: Rules) -> tupl
     if not held:
         return ()
     rounded = f", and multiples of {rules.round_to}" if rules.round_to > 1 else ""
-    return (
-        f"{held} channels stay although their turn had come: each layer keeps at least"
-        f" {rules.min_channels}{rounded}",
-    )
+    which = "1 channel stays although its" if held == 1 else f"{held} channels stay although their"
+    return (f"{which} turn had come: each layer keeps at least {rules.min_channels}{rounded}",)
 
 
 def _measured(timed: Timed, target: float) -> str:

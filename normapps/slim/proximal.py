@@ -176,12 +176,13 @@ class Proximal:
             limit = scales.gather(limits)
             found = torch.where((rows - found).abs() > limit, rows - limit * rows.sign(), found)
         dead = (found == 0).all(1)
+        asked: Tensor = (dead * scales.sizes).sum()
         if most is not None:
-            spared = dead & ~_first(rows, pulls, scales, most)
+            # with enough zeros at hand, what stays is not shrunk any more
+            spared = (dead | (asked >= most)) & ~_first(rows, pulls, scales, most)
             found = torch.where(spared[:, None], rows, found)
         lost = scales.write(scales.scatter(found, x))
         self.remainder = lost if scales.narrow else None
-        asked: Tensor = (dead * scales.sizes).sum()
         return asked
 
     def penalty(self, strength: float) -> Tensor:
@@ -204,9 +205,10 @@ class Proximal:
 
 
 def _first(rows: Tensor, pulls: Tensor, scales: Scales, most: int) -> Tensor:
-    """Which groups are the first to die, up to `most` channels in all."""
+    """Which groups are the first to die, up to `most` channels in all, no layer emptied."""
     tiny = torch.finfo(rows.dtype).tiny
     resistance = torch.linalg.vector_norm(rows / pulls.clamp_min(tiny), dim=1) / scales.weights
+    resistance = resistance.masked_fill(scales.emptying(resistance), torch.inf)
     order = resistance.argsort(stable=True)
-    fits = scales.sizes[order].cumsum(0) <= most
+    fits = (scales.sizes[order].cumsum(0) <= most) & resistance[order].isfinite()
     return torch.zeros_like(fits).scatter_(0, order, fits)

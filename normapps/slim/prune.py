@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.device import evaluating, place, resolve_device
+from ..engine.device import evaluating, resolve_device
 from ..errors import InputError
 from ..graph.graph import ChannelGraph
+from ..graph.oracle import Slimmed
 from ..measure.memory import peak_bytes
 from ..measure.report import HTML, JSON, Report, Verdict, write_report
 from ..models.folder import check_target, load_model, save_model
@@ -24,21 +25,20 @@ from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.onnx import check_deploy, to_onnx
 from ..models.options import preprocessing_of
 from ..models.trying import check_finite, try_out
-from ..norm.nesting import detached_copy, tensors_in
-from ..norm.population import apply_
+from ..norm.nesting import tensors_in
 from .choosing import Chosen, choose
 from .clock import Clock
 from .compensation import noise
 from .cutting import CutNetworks, cut_networks
 from .inspection import left_whole
-from .judgement import Evidence, judge
+from .judgement import Evidence, judge, next_step
+from .keeping import Kept, keep_best
 from .latency import Latency, footprint, latency_of, measure_latency
 from .layers import layer_rows
 from .pictures import Seen, see
 from .prune_options import RATIO, PruneOptions
-from .recalibration import Recalibration, recalibrate_
+from .recalibration import Recalibration
 from .report import Circumstances, prune_report
-from .stages import Stage, evaluate_stages
 from .tracing import trace
 
 ONNX = "model.onnx"
@@ -100,11 +100,9 @@ def prune_model(
     clock = Clock()
     seen = see(options, opened.preprocessing, answer, device, progress)
     work = _cut(opened, options, seen, device, clock)
-    moved = None
-    if seen is not None and options.recalibrate:
-        moved = clock("recalibrating", lambda: _recalibrate(work.cut.result.model, seen, device))
-    evidence = _gather(work, moved is not None)
-    return _write(work, evidence, moved, out)
+    kept = _keep(work)
+    work = dataclasses.replace(work, cut=kept.cut)
+    return _write(work, _gather(work, kept), kept.recalibration, Path(out))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,51 +157,41 @@ def _cut(
     return _Work(opened, options, seen, device, clock, graph, inputs, chosen, cut)
 
 
-def _recalibrate(model: nn.Module, seen: Seen, device: torch.device) -> Recalibration:
-    """Measure a network's statistics on the device, and write them into it where it is."""
-    moved = recalibrate_(place(detached_copy(model), device), seen)
-    apply_(model, moved.after)
-    return moved
+def _keep(work: _Work) -> Kept:
+    """Choose among the networks of the stages."""
+    model, cut = work.opened.model, work.cut
+
+    def plainly() -> Slimmed:
+        keep, verify = cut.result.keep, work.options.verify
+        return cut_networks(model, work.graph, keep, work.inputs, None, verify=verify).result
+
+    return keep_best(model, cut, work.seen, work.options, work.device, work.clock, plainly)
 
 
-def _stages(work: _Work, is_recalibrated: bool) -> Iterator[tuple[str, nn.Module]]:
-    """Name and network of each stage, made when it is asked for, on the device."""
-    cut = work.cut
-    networks = {"base": work.opened.model, "pruned": cut.plain}
-    if cut.compensated is not None:
-        networks["compensated"] = cut.compensated
-    if is_recalibrated:
-        networks["recalibrated"] = cut.result.model
-    for name, network in networks.items():
-        yield name, place(detached_copy(network), work.device)
-
-
-def _gather(work: _Work, is_recalibrated: bool) -> Evidence:
-    base, slimmed = work.opened.model, work.cut.result.model
-    seen, clock, graph = work.seen, work.clock, work.graph
-    stages: tuple[Stage, ...] = ()
+def _gather(work: _Work, kept: Kept) -> Evidence:
+    opened, slimmed, graph = work.opened, kept.cut.result, work.graph
     latencies: tuple[Latency, ...] = ()
-    if seen is not None and seen.is_classifier:
-        stages = clock("judging", lambda: evaluate_stages(_stages(work, is_recalibrated), seen))
     if work.options.latency:
-        pair = {"base": base, "slimmed": slimmed}
-        latencies = clock("timing", lambda: measure_latency(pair, work.inputs, device=work.device))
-    opened = work.opened
+        pair = {"base": opened.model, "slimmed": slimmed.model}
+        latencies = work.clock(
+            "timing", lambda: measure_latency(pair, work.inputs, device=work.device)
+        )
     return Evidence(
-        footprint(base, graph.macs()),
-        footprint(slimmed, graph.macs(work.cut.result.keep)),
-        stages,
+        footprint(opened.model, graph.macs()),
+        footprint(slimmed.model, graph.macs(slimmed.keep)),
+        kept.stages,
         latencies,
-        is_lossless=work.options.lossless and not is_recalibrated,
+        is_lossless=work.options.lossless,
         is_random=opened.is_random and opened.weights.startswith(RANDOM),
+        kept=kept.name,
+        not_judged=_without_accuracy(work.seen),
     )
 
 
-def _write(
-    work: _Work, evidence: Evidence, moved: Recalibration | None, out: str | os.PathLike[str]
-) -> PruneReport:
+def _write(work: _Work, evidence: Evidence, moved: Recalibration | None, out: Path) -> PruneReport:
     opened, slimmed, options = work.opened, work.cut.result, work.options
     verdict = judge(evidence)
+    following = next_step(evidence, verdict, out)
     told: list[tuple[Report, Circumstances]] = []
 
     def complete(folder: Path) -> None:
@@ -213,7 +201,7 @@ def _write(
         onnx = None
         if options.onnx:
             onnx = work.clock("ONNX", lambda: to_onnx(slimmed.model, work.inputs, folder / ONNX))
-        facts = _facts(work, evidence, moved, onnx)
+        facts = dataclasses.replace(_facts(work, moved, onnx), following=following)
         told.append((prune_report(evidence, verdict, facts), facts))
         write_report(folder, told[0][0])
 
@@ -253,6 +241,7 @@ def _entry(work: _Work, evidence: Evidence, verdict: Verdict) -> dict[str, Any]:
         "data": None if work.seen is None else work.seen.feed.pictures.place,
         "macs": [before.macs, after.macs],
         "parameters": [before.parameters, after.parameters],
+        "stage": evidence.kept or None,
         "verdict": verdict.verdict,
     }
 
@@ -264,9 +253,7 @@ def _given(options: PruneOptions) -> dict[str, Any]:
     return dict(json.loads(json.dumps(given, default=str)))
 
 
-def _facts(
-    work: _Work, evidence: Evidence, moved: Recalibration | None, onnx: float | None
-) -> Circumstances:
+def _facts(work: _Work, moved: Recalibration | None, onnx: float | None) -> Circumstances:
     opened, options, cut, graph = work.opened, work.options, work.cut, work.graph
     result, seen = cut.result, work.seen
     choice = work.chosen.described(graph, result.keep, options)

@@ -75,7 +75,7 @@ class PruneOptions(SelectOptions):
     data: str | None = option(
         None, "pictures to recalibrate and judge with; class folders give accuracy"
     )
-    recalibrate: bool = option(True, "measure running statistics anew on --data")
+    recalibrate: bool = option(True, "measure running statistics anew on --data, unless --lossless")
     batch_size: int = option(64, "pictures at a time", low=1)
     limit: int | None = option(None, "take this many pictures, evenly spread", low=1)
     latency: bool = option(True, "time both networks at batch 1 and 32")

@@ -1,4 +1,4 @@
-"""What doomed channels say to the layers that read them, by numbers: for `compensation`.
+"""What layers read, by numbers: for `compensation`, and for `lossless`.
 
 A model is run once and every convolution and linear product is listened to. The product is linear
 in its input, so what its doomed inputs add is the same product of these inputs alone.
@@ -26,11 +26,75 @@ from ..norm.partition import BATCH
 LAYERS = (nn.Linear, _ConvNd)
 """Layers that have a bias, or can be given one."""
 
-_PRODUCTS = (
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-)
-_ARGUMENTS = ("input", "weight", "bias")
+FORWARD = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding")
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One call of a convolution or linear function with a weight of the model.
+
+    Attributes:
+        name: of the weight in the model's state.
+        func: torch's function.
+        args, options: as it was called.
+        out: what it returned.
+    """
+
+    name: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+    out: Tensor
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Arguments by name: input and weight at least; bias, stride and padding where given."""
+        return _named(_ARGUMENTS, self.args, self.options)
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the product of another input, without the bias."""
+        others = {k: v for k, v in self.options.items() if k not in ("input", "weight", "bias")}
+        out: Tensor = self.func(x, self.named["weight"], None, *self.args[3:], **others)
+        return out
+
+
+class ProductListener(TorchFunctionMode):
+    """Hears every convolution and linear product that a model makes with weights of its own.
+
+    Args:
+        weights: names by the id of the parameter; products with others are not heard.
+    """
+
+    def __init__(self, weights: Mapping[int, str]) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        out = func(*args, **options)
+        self.hear_call(func, args, options, out)
+        if func in FORWARD or func in _TRANSPOSED:
+            name = self._weights.get(id(_named(_ARGUMENTS, args, options)["weight"]))
+            if name is not None:
+                self.hear(Product(name, func, args, options, out))
+        return out
+
+    def hear(self, product: Product) -> None:
+        """Take note of a product."""
+        raise NotImplementedError
+
+    def hear_call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], out: Any
+    ) -> None:
+        """Take note of any call, before it is heard as a product."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +161,13 @@ class _Heard:
         self.high.append(added.amax(0))
 
 
-class _Listener(TorchFunctionMode):
-    """Sees every call of torch that the model makes."""
+class _Listener(ProductListener):
+    """Hears what doomed channels add, and who uses it."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
-        super().__init__()
         self._model = model
         self._dead = dict(_dead_inputs(model, graph, keep))
-        self._weights = {id(model.get_parameter(name)): name for name in self._dead}
+        super().__init__({id(model.get_parameter(name)): name for name in self._dead})
         self._means = {
             id(buffer): name.rpartition(".")[0]
             for name, buffer in model.named_buffers()
@@ -115,20 +178,21 @@ class _Listener(TorchFunctionMode):
         self._users: dict[str, set[str]] = {}  # of a weight's outputs; "" is no batch norm
         self._sources: dict[str, set[str]] = {}  # of a norm's inputs; "" is no weight that reads
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
-        out = func(*args, **options)
+    def hear_call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], out: Any
+    ) -> None:
+        """Note who uses which tensor."""
         if out is None or next(_tensors(out), None) is not None:  # to ask for a shape is no use
             self._note_uses(func, args, options)
-        if func in _PRODUCTS:
-            self._note_product(func, args, options, out)
-        return out
+
+    def hear(self, product: Product) -> None:
+        """Note what the doomed inputs of a weight add."""
+        name, x, dims = product.name, product.named["input"], product.named["weight"].dim()
+        self._made[id(product.out)] = weakref.ref(product.out), name
+        dead = self._dead[name].to(x.device).view(-1, *[1] * (dims - 2))
+        channels = 1 - dims  # the last axis of a linear layer, before the positions else
+        rows = rows_of(product.of(x * dead), channels), rows_of(product.out, channels)
+        self._heard.setdefault(name, _Heard()).hear(*(each.double() for each in rows))
 
     def readings(self) -> tuple[Reading, ...]:
         """Return what was heard."""
@@ -173,25 +237,6 @@ class _Listener(TorchFunctionMode):
         for tensor in _tensors((args, options)):
             self.note_use(tensor, user)
 
-    def _note_product(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        out: Tensor,
-    ) -> None:
-        named = _named(_ARGUMENTS, args, options)
-        x, weight = named["input"], named["weight"]
-        name = self._weights.get(id(weight))
-        if name is None:
-            return
-        self._made[id(out)] = weakref.ref(out), name
-        dead = self._dead[name].to(x.device).view(-1, *[1] * (weight.dim() - 2))
-        others = {key: value for key, value in options.items() if key not in _ARGUMENTS}
-        added = func(x * dead, weight, None, *args[3:], **others)
-        channels = 1 - weight.dim()  # the last axis of a linear layer, before the positions else
-        self._heard.setdefault(name, _Heard()).hear(_rows(added, channels), _rows(out, channels))
-
 
 def owner_of(model: nn.Module, name: str) -> nn.Module:
     """Return the module that has a tensor of this name."""
@@ -219,9 +264,9 @@ def _named(
     return {**dict(zip(names, args, strict=False)), **options}
 
 
-def _rows(x: Tensor, channels: int) -> Tensor:
-    """Lay all inputs and positions below each other: (M, O) float64."""
-    return x.detach().movedim(channels, -1).flatten(0, -2).double()
+def rows_of(x: Tensor, channels: int) -> Tensor:
+    """Lay all inputs and positions below each other: (M, C), where C is the axis `channels`."""
+    return x.detach().movedim(channels, -1).flatten(0, -2)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -154,8 +154,9 @@ class ScaleRegularizer:
         self._steps += 1
         if self._steps % _EVERY == 0:
             check_finite(self._scales)
-            if self._target is not None:
-                self._target.update(self._steps, float(asked) / self._scales.total())
+        if self._target is not None and self._steps % self._target.every == 0:
+            quantile = self._scales.quantile(self._target.target)
+            self._target.update(self._steps, float(asked) / self._scales.total(), quantile)
 
     def sparsity(self) -> float:
         """Return the share of channels, of those penalized, that are exactly 0.

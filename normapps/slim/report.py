@@ -12,7 +12,7 @@ from ..measure.report import Figure, Report, Section, Table, Verdict
 from .compensation import Compensation
 from .judgement import Evidence
 from .latency import Latency
-from .layers import Row, counted, reduction
+from .layers import Row, counted, reduction, short
 from .recalibration import Recalibration
 from .stages import Stage
 
@@ -20,6 +20,9 @@ _MOST_BARS = 60
 """Layers in the plot: those that lost the most channels; the table has them all."""
 
 _BINS = 40
+
+_EXACT = 1e-4
+"""Standard deviations below which a compensation is off by rounding only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Circumstances:
         failed: a line for each picture that could not be read.
         seconds: what took them, by name.
         peak_bytes: the most memory of the process.
+        following: what to do now, with the command; empty where nothing helps.
     """
 
     model: str
@@ -81,14 +85,16 @@ class Circumstances:
     failed: tuple[str, ...]
     seconds: Mapping[str, float]
     peak_bytes: int
+    following: str = ""
 
 
 def prune_report(evidence: Evidence, verdict: Verdict, facts: Circumstances) -> Report:
     """Make the report of a pruning."""
     lead = [f"{facts.model}; pruned by {facts.choice.amount}.", f"{facts.preprocessing}."]
     sections = [
+        *([Section("Next", [f"{facts.following}."])] if facts.following else []),
         _size_section(evidence, facts),
-        *_answer_sections(evidence.stages, facts),
+        *_answer_sections(evidence, facts),
         _latency_section(evidence.latencies),
         _proof_section(facts),
         _choice_section(facts.choice),
@@ -105,10 +111,10 @@ def prune_report(evidence: Evidence, verdict: Verdict, facts: Circumstances) -> 
 def _size_section(evidence: Evidence, facts: Circumstances) -> Section:
     before, after = evidence.before, evidence.after
     rows = [
-        _size_row("channels of batch norms", facts.channels, 1, "d"),
-        _size_row("parameters, millions", (before.parameters, after.parameters), 1e6, ".3f"),
-        _size_row("multiplications a picture, millions", (before.macs, after.macs), 1e6, ".1f"),
-        _size_row("weights as a file, MB", (before.bytes, after.bytes), 1e6, ".2f"),
+        _size_row("channels of batch norms", facts.channels),
+        _size_row("parameters", (before.parameters, after.parameters)),
+        _size_row("multiplications a picture", (before.macs, after.macs)),
+        _size_row("bytes of the weights as a file", (before.bytes, after.bytes)),
     ]
     note = (
         "Multiplications are multiply-accumulates of convolutions and linear layers on one picture"
@@ -117,24 +123,26 @@ def _size_section(evidence: Evidence, facts: Circumstances) -> Section:
     return Section("Size", [Table(["", "before", "after", "gone, %"], rows, note)])
 
 
-def _size_row(name: str, pair: tuple[int, int], unit: float, form: str) -> list[str | float]:
-    before, after = (each if form == "d" else each / unit for each in pair)
-    gone = f"{100 * reduction(*pair):.1f}"
-    return [name, format(before, form), format(after, form), gone]
+def _size_row(name: str, pair: tuple[int, int]) -> list[str | float]:
+    return [name, *map(short, pair), f"{100 * reduction(*pair):.1f}"]
 
 
-def _answer_sections(stages: Sequence[Stage], facts: Circumstances) -> list[Section]:
+def _answer_sections(evidence: Evidence, facts: Circumstances) -> list[Section]:
     """Accuracy and agreement, stage by stage."""
+    stages = evidence.stages
     if not stages:
         return [Section("Accuracy", [f"Not measured: {facts.without_accuracy}."])]
     sections = []
     if stages[0].accuracy is not None:
-        rows = [[each.name, *_percents(each.accuracy), _points(each.difference)] for each in stages]
+        rows = [
+            [evidence.title(each), *_percents(each.accuracy), _points(each.difference)]
+            for each in stages
+        ]
         sections.append(Section("Accuracy", [Table(_ACCURACY, rows, _ACCURACY_NOTE)]))
     else:
         sections.append(Section("Accuracy", [f"Not measured: {facts.without_accuracy}."]))
     rows = [
-        [each.name, *_percents(each.same), each.logit_error or 0.0]
+        [evidence.title(each), *_percents(each.same), each.logit_error or 0.0]
         for each in stages
         if each.same is not None
     ]
@@ -150,13 +158,14 @@ _ACCURACY_NOTE = (
     " is from the base, on the same pictures, with Bonett and Price's. Pruned is the cut alone;"
     " compensated moved what the removed channels gave into what follows; recalibrated measured"
     " the running statistics anew on these pictures, without their labels. A stage stands on the"
-    " one before it."
+    " one before it. Kept, which is in this folder, is the one of the highest accuracy."
 )
 _SAME = ["stage", "%", "from", "to", "error of the logits"]
 _SAME_NOTE = (
     "Share of the pictures that get the class which the base gives them, with an interval of 95 %."
     " The error is the root mean square of the logits' change, in deviations of the base's logits:"
-    " 0 changes nothing, and from 1 on the change is as large as what the base says."
+    " 0 changes nothing, and from 1 on the change is as large as what the base says. Without labels"
+    " the stage that answers most as the base is kept."
 )
 
 
@@ -209,15 +218,28 @@ def _compensation_parts(done: Compensation | None) -> list[str]:
     if done is None:
         return ["Nothing was compensated: what a removed channel gave is missing behind it."]
     if not done.corrections:
-        return ["Compensation: no layer read a removed channel that gave anything."]
+        return ["Compensation: there was nothing to move, as no removed channel gave a constant."]
+    largest = max(done.corrections, key=lambda each: each.shift)
     text = (
         "Compensation: a channel of scale 0 gives a constant, its shift through the activation."
         f" What the removed channels gave was moved into {len(done.corrections)} tensors behind"
-        f" them, by at most {max(each.shift for each in done.corrections):.2g} deviations of an"
-        f" output. It is off by at most {done.off:.2g}, at padded borders and behind gates."
+        f" them. The largest change is {largest.shift:.2g} standard deviations, in"
+        f" '{largest.into}'. {_off(done)}"
     )
     missed = [f"Not compensated, as it has no place for a bias: {name}." for name in done.missed]
     return [text, *missed]
+
+
+def _off(done: Compensation) -> str:
+    if done.off < _EXACT:
+        return "It is exact: nothing is off by more than rounding."
+    farthest = max(done.corrections, key=lambda each: each.off)
+    worst = max(each.off_mean for each in done.corrections)
+    return (
+        "It is right in the mean, and exact but for zero-padded borders and gates that depend on"
+        f" the picture: there it is off by up to {farthest.off:.2g} (in the outputs of"
+        f" '{farthest.weight}'), and in no layer by more than {worst:.2g} in the root mean square."
+    )
 
 
 def _choice_section(choice: Choice) -> Section:
@@ -259,7 +281,7 @@ def _histogram(choice: Choice) -> Figure:
 
 
 _AXES = {
-    "scale": "|γ| of a channel, in the mean over its batch norms",
+    "scale": "|γ| of a channel, root mean square over its batch norms",
     "l2": "norm of a channel's weights, relative to the mean of its layer",
     "random": "a random number",
 }
@@ -332,6 +354,8 @@ def report_numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
         "preprocessing": facts.preprocessing,
         "options": dict(facts.options),
         "size": {"channels": list(facts.channels), **size},
+        "next": facts.following or None,
+        "kept": evidence.kept or None,
         "stages": {each.name: _stage(each) for each in evidence.stages},
         "without_accuracy": facts.without_accuracy or None,
         "latency": {str(each.batch_size): _latency(each) for each in evidence.latencies},

@@ -216,6 +216,32 @@ class Scales:
         """Return how many channels are in groups whose parts are all exactly 0, as a scalar."""
         return ((self.gather(self.read()) == 0).all(1) * self.sizes).sum()
 
+    def quantile(self, share: float) -> float:
+        """Return the greatest of the smallest groups that have that share of the channels.
+
+        A group counts by its norm, divided by its weight in the penalty; 0 for no group.
+        """
+        norms = torch.linalg.vector_norm(self.gather(self.read()), dim=1)
+        values, order = (norms / self.weights).sort()
+        taken = self.sizes[order].cumsum(0) <= int(share * self.total())
+        return float((values * taken).max())
+
+    def emptying(self, values: Tensor) -> Tensor:
+        """Return which groups (G,) hold the greatest channel of a layer, without which it is empty.
+
+        Args:
+            values: (G,) of the groups, at least 0. Of equal ones, all are.
+        """
+        whole = values.new_full((sum(self.lengths) + 1,), -1.0)
+        whole[self.members] = values[:, None].expand(self.members.shape)
+        layers = [torch.full((n,), i) for i, n in enumerate(self.lengths[: len(self.layers)])]
+        index = torch.cat(layers).to(self.device)
+        mine = whole[: self.channels]
+        top = mine.new_full((len(self.layers),), -1.0).scatter_reduce(0, index, mine, "amax")
+        whole[: self.channels] = (mine == top[index]).to(whole)
+        whole[self.channels :] = 0
+        return (whole[self.members] > 0).any(1)
+
     def total(self) -> int:
         """Return how many channels are in the groups."""
         return int(self.sizes.sum())

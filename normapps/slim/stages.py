@@ -7,7 +7,7 @@ bounds what accuracy can have lost: on a picture with the same answer nothing is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,28 @@ def evaluate_stages(
     if not found:
         raise InputError("no network to evaluate: give at least the base")
     return tuple(found)
+
+
+def best(stages: Sequence[Stage]) -> Stage:
+    """Return the stage whose network is to be kept: the last, unless an earlier one answers better.
+
+    What is done after the cut mostly helps, but not always: statistics from few pictures, or from
+    pictures of another kind, can be worse than the old ones. Better is, with labels, the higher
+    accuracy, and without, to answer more often as the base, which is the network that was asked
+    for, or as often with logits nearer to its. A choice among two or three by the pictures that
+    also judge it flatters it a little.
+
+    Args:
+        stages: as `evaluate_stages` returns them; the base, which is the first, is none to keep.
+    """
+    return max(reversed(stages[1:]), key=_merit)  # of equals the first that is met: the latest
+
+
+def _merit(stage: Stage) -> tuple[bool, float, float]:
+    if stage.accuracy is not None:
+        return stage.is_finite, stage.accuracy.mean, 0.0
+    share = 0.0 if stage.same is None else stage.same.mean
+    return stage.is_finite, share, -(stage.logit_error or 0.0)
 
 
 def _logit_error(base: Tensor, found: Tensor) -> float:

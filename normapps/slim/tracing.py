@@ -33,7 +33,7 @@ def trace(model: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[Ch
         raise InputError(f"{name}: its channels cannot be followed ({error})") from error
     if not graph.scales:
         raise InputError(
-            f"{name}: has no batch norm with a scale, so nothing says which channels it needs;"
-            " take a model with batch norm layers"
+            f"{name}: has no batch norm with scales for more than one channel, so nothing says"
+            " which channels it needs; take a model with batch norm layers"
         )
     return graph, inputs

@@ -239,7 +239,7 @@ def _refused(run: Run, *words: object, code: int = 1) -> str:
 def test_what_cannot_be_pruned_is_refused_in_a_line(run: Run, sparse: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rest = ("-o", out, *SHOWN)
-    assert "has no batch norm with a scale" in _refused(run, "prune", "adapting:plain", *rest)
+    assert "has no batch norm with scales" in _refused(run, "prune", "adapting:plain", *rest)
     line = _refused(run, "prune", "adapting:digits", *rest)
     assert "scales are all equal" in line
     assert "--importance l2" in line
@@ -368,7 +368,7 @@ def test_inspect_shows_what_could_go(run: Run, sparse: Path) -> None:
     assert macs == sorted(macs, reverse=True)
     assert facts["size"]["macs"] == 64 * 9 * (8 + 128) + 640
     line = _refused(run, "inspect", "adapting:plain", "--size", 8)
-    assert "no batch norm with a scale" in line
+    assert "no batch norm with scales" in line
 
 
 def test_pictures_that_cannot_be_read_are_named(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from normapps.measure.accuracy import accuracy, paired_difference
 from normapps.measure.report import NOT_RECOMMENDED, RECOMMENDED, UNDECIDED
 from normapps.measure.timing import Timing
-from normapps.slim.judgement import Evidence, judge
+from normapps.slim.judgement import Evidence, judge, next_step
 from normapps.slim.latency import Footprint, Latency
 from normapps.slim.stages import Stage
 
@@ -83,7 +85,8 @@ def test_few_pictures_do_not_tell() -> None:
     ("same", "verdict", "words"),
     [
         (1000, RECOMMENDED, "cannot have changed by more"),
-        (985, UNDECIDED, "no labels to tell"),
+        (985, UNDECIDED, "too few to tell"),
+        (960, UNDECIDED, "no labels to tell"),
         (100, UNDECIDED, "normapps slim finetune"),
     ],
 )
@@ -105,10 +108,17 @@ def test_after_finetuning_no_finetuning_is_advised() -> None:
 def test_without_pictures_only_what_is_lossless_is_known_to_be_good() -> None:
     found = judge(replace(GOOD, stages=()))
     assert found.verdict == UNDECIDED
-    assert "give --data" in found.reason
+    assert "no pictures were given; --data names some" in found.reason
+    found = judge(replace(GOOD, stages=(), not_judged="the model returns a dict"))
+    assert "The answers were not judged: the model returns a dict." in found.reason
     found = judge(replace(GOOD, stages=(), is_lossless=True))
     assert found.verdict == RECOMMENDED
     assert "No output changes" in found.reason
+    few = replace(GOOD, stages=(BASE, alike(20, pictures=20)))
+    assert judge(few).verdict == UNDECIDED
+    assert judge(replace(few, is_lossless=True)).verdict == RECOMMENDED
+    contradicted = replace(GOOD, stages=(BASE, alike(900)), is_lossless=True)
+    assert judge(contradicted).verdict == UNDECIDED
     assert judge(replace(GOOD, stages=(BASE, BASE))).verdict == UNDECIDED
 
 
@@ -122,9 +132,39 @@ def test_what_is_no_use_whatever_else() -> None:
     found = judge(replace(GOOD, is_random=True))
     assert (found.verdict, "random weights" in found.reason) == (NOT_RECOMMENDED, True)
     found = judge(replace(GOOD, after=GOOD.before))
-    assert (found.verdict, "No channel could go" in found.reason) == (NOT_RECOMMENDED, True)
+    assert (found.verdict, "No channel went" in found.reason) == (NOT_RECOMMENDED, True)
     found = judge(replace(GOOD, stages=(BASE, replace(after(0), is_finite=False))))
     assert (found.verdict, "not finite" in found.reason) == (NOT_RECOMMENDED, True)
+
+
+def test_the_stage_that_is_kept_is_judged_and_named() -> None:
+    early, late = replace(after(2), name="compensated"), replace(after(300), name="recalibrated")
+    both = replace(GOOD, stages=(BASE, early, late))
+    assert judge(both).verdict == UNDECIDED
+    kept = replace(both, kept="compensated")
+    assert judge(kept).verdict == RECOMMENDED
+    assert [kept.title(each) for each in kept.stages] == [
+        *("base", "compensated (kept)", "recalibrated")
+    ]
+    broken = replace(both, stages=(BASE, early, replace(late, is_finite=False)))
+    assert judge(broken).verdict == NOT_RECOMMENDED
+    assert judge(replace(broken, kept="compensated")).verdict == RECOMMENDED
+
+
+def test_the_next_step_is_a_command_that_a_shell_takes() -> None:
+    place = Path("my runs") / "slim"
+    worse = replace(GOOD, stages=(BASE, after(300)))
+    told = next_step(worse, judge(worse), place)
+    words = shlex.split(told.partition(": ")[2])
+    assert words == [
+        *("normapps", "slim", "finetune", str(place), "TRAINING_PICTURES"),
+        *("-o", f"{place}-finetuned"),
+    ]
+    assert next_step(GOOD, judge(GOOD), place) == f"Use it: normapps.load_model({str(place)!r})"
+    slow = replace(GOOD, latencies=(at(1, 1.0),), is_lossless=True)
+    assert "load_model" in next_step(slow, judge(slow), place)
+    for hopeless in (replace(GOOD, is_random=True), replace(GOOD, after=GOOD.before)):
+        assert next_step(hopeless, judge(hopeless), place) == ""
 
 
 def test_a_reason_is_one_line() -> None:

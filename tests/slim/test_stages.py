@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from normapps.errors import InputError
 from normapps.measure.accuracy import accuracy, paired_difference
-from normapps.slim.stages import Prediction, compare, evaluate_stages, predict
+from normapps.slim.stages import Prediction, Stage, best, compare, evaluate_stages, predict
 
 
 class Told(nn.Module):
@@ -122,3 +123,31 @@ def test_what_cannot_be_judged() -> None:
         compare("x", Prediction(x[:9].flatten(1)), Prediction(x.flatten(1)))
     with pytest.raises(InputError, match="no network"):
         evaluate_stages([], [x])
+
+
+def _stage(name: str, right: int | None = None, same: int = 50, error: float = 0.1) -> Stage:
+    share = None if right is None else accuracy(right, 100)
+    return Stage(name, 100, True, share, same=accuracy(same, 100), logit_error=error)
+
+
+@pytest.mark.parametrize(
+    ("stages", "wanted"),
+    [
+        ([_stage("cut", 40), _stage("moved", 70), _stage("again", 80)], "again"),
+        ([_stage("cut", 40), _stage("moved", 70), _stage("again", 60)], "moved"),
+        ([_stage("cut", 90), _stage("moved", 70), _stage("again", 60)], "cut"),
+        ([_stage("cut", 40), _stage("moved", 70), _stage("again", 70, same=1)], "again"),
+        ([_stage("cut"), _stage("moved", same=70), _stage("again", same=69)], "moved"),
+        ([_stage("cut"), _stage("moved", error=0.2), _stage("again", error=0.3)], "cut"),
+        ([_stage("cut"), _stage("moved"), _stage("again")], "again"),
+    ],
+)
+def test_the_best_stage_is_the_last_unless_an_earlier_one_answers_better(
+    stages: list[Stage], wanted: str
+) -> None:
+    assert best([Stage("base", 100, True, accuracy(100, 100)), *stages]).name == wanted
+
+
+def test_a_stage_that_is_not_finite_is_never_the_best() -> None:
+    broken = replace(_stage("moved", 99), is_finite=False)
+    assert best([Stage("base", 100, True), _stage("cut", 1), broken]).name == "cut"
