@@ -22,6 +22,7 @@ class Call:
         outputs: tensors among the results, in order.
         owner: name of the module that ran it.
         sizes: that code gave to a reshape, those left to be inferred (−1) not among them.
+        held: whether an attribute that the owner's forward reads has this value.
         given: the tensors that the owner's forward was given.
         unseen: arguments that the rule has not looked at so far, by identity.
     """
@@ -39,6 +40,7 @@ class Call:
         self.labels, self.ledger = labels, ledger
         self.tensors = list(_tensors(values.values()))
         self.sizes: frozenset[int] = frozenset()
+        self.held: Callable[[int], bool] = lambda size: False
         self.given: list[Tensor] = []
         self.unseen = {id(tensor): tensor for tensor in self.tensors}
 

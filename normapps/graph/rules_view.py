@@ -114,7 +114,11 @@ def _holder(call: Call, axis: Axis, at: Atoms) -> int:
     left = [
         _left(np.moveaxis(roots, dim, 0).reshape(size, -1)) for dim, size in enumerate(at.shape)
     ]
-    return max(range(len(left)), key=left.__getitem__)
+    best = max(range(len(left)), key=left.__getitem__)
+    size = at.shape[best]
+    if size in call.sizes and not call.held(size):  # a number in the code, which stays
+        return int(np.argmax(at.shape))
+    return best
 
 
 def _left(rows: Atoms) -> int:

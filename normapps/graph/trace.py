@@ -8,7 +8,7 @@ symbolically; what depends on the input's values is followed for this input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from .graph import ChannelGraph
 from .labels import Labels, named
 from .rules import follow, give_up
 from .rules_attention import SCALED, scaled_by_size
+from .sizes import names_read
 
 
 def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> ChannelGraph:
@@ -50,7 +51,7 @@ def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Channe
     plain = without_autocast(leaves[0]) if leaves else nullcontext()
     tracer = _Tracer(model)
     functions = _FunctionWatch(tracer)
-    with evaluating(model), plain, tracer.watching(model), functions, tracer:
+    with _random_state(leaves), evaluating(model), plain, tracer.watching(model), functions, tracer:
         try:
             outputs = model(*arguments)
         except Exception as error:
@@ -63,6 +64,12 @@ def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Channe
     for tensor in _leaves(outputs):
         tracer.keep_output(tensor)
     return assemble(model, tracer.labels, tracer.ledger)
+
+
+def _random_state(tensors: list[Tensor]) -> AbstractContextManager[None]:
+    """Leave the generators as they are, whatever a forward draws."""
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+    return torch.random.fork_rng(devices=devices)
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -83,6 +90,7 @@ class _Tracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._model = model
         self.labels = Labels(named(model))
         self.ledger = Ledger()
         self._running: list[tuple[str, list[Tensor]]] = []
@@ -95,6 +103,7 @@ class _Tracer(TorchDispatchMode):
         values = _bound(func, args, kwargs or {})
         outputs = _flat(result)
         call = Call(_name(func), values, outputs, self._owner(), self.labels, self.ledger)
+        call.held = self._held
         call.sizes, call.given = self._sizes, self._running[-1][1] if self._running else []
         written = _written(func, values)
         if written is None:
@@ -140,6 +149,10 @@ class _Tracer(TorchDispatchMode):
             yield
         finally:
             self._sizes = before
+
+    def _held(self, size: int) -> bool:
+        owner = self._model.get_submodule(self._owner())
+        return size in [vars(owner).get(key) for key in names_read(type(owner))]
 
     def _owner(self) -> str:
         return self._running[-1][0] if self._running else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def norm(c: int, r: random.Random) -> Block:
 
 def activation(c: int, r: random.Random) -> Block:
     kinds = [nn.ReLU, nn.Hardswish, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.LeakyReLU]
-    return r.choice([*kinds, lambda: nn.PReLU(c), lambda: nn.Softmax(1), lambda: nn.Dropout()])(), c
+    return r.choice([*kinds, lambda: nn.PReLU(c), lambda: nn.Softmax(1), nn.Dropout])(), c
 
 
 def residual(c: int, r: random.Random) -> Block:
@@ -128,15 +128,22 @@ def concatenated(c: int, r: random.Random) -> Block:
     return Run(lambda m, x: torch.cat([x, m.a(x)], 1), a=a), c + 4
 
 
+def added(pair: Sequence[Tensor]) -> Tensor:
+    return pair[0] + F.relu(pair[1])
+
+
+def multiplied(y: Tensor) -> Tensor:
+    return y[:, : y.shape[1] // 2] * y[:, y.shape[1] // 2 :]
+
+
 def halves(c: int, r: random.Random) -> Block:
-    a = conv(c, 8, r)
     ways: list[Callable[[Any, Tensor], Tensor]] = [
-        lambda m, x: (lambda p: p[0] + F.relu(p[1]))(m.a(x).chunk(2, 1)),
+        lambda m, x: added(m.a(x).chunk(2, 1)),
         lambda m, x: F.glu(m.a(x), 1),
-        lambda m, x: (lambda y: y[:, : y.shape[1] // 2] * y[:, y.shape[1] // 2 :])(m.a(x)),
-        lambda m, x: (lambda y: y.unflatten(1, (2, -1)).sum(1))(m.a(x)),
+        lambda m, x: multiplied(m.a(x)),
+        lambda m, x: m.a(x).unflatten(1, (2, -1)).sum(1),
     ]
-    return Run(r.choice(ways), a=a), 4
+    return Run(r.choice(ways), a=conv(c, 8, r)), 4
 
 
 def taken(c: int, r: random.Random) -> Block:
@@ -251,7 +258,7 @@ def normed_weight(c: int, r: random.Random) -> Block:
         nn.utils.parametrizations.weight_norm(layer)
     else:
         nn.utils.parametrizations.spectral_norm(layer)
-    return nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()), 6
+    return nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU(), conv(6, 6, r)), 6
 
 
 BLOCKS = {
@@ -339,6 +346,11 @@ def flops(model: nn.Module, x: Tensor) -> int:
 def test_each_block(name: str) -> None:
     shares = [check([name], head, seed) for seed, head in enumerate(("pooled", "flat", "several"))]
     assert max(shares) > 0
+
+
+def test_a_reshape_by_a_number_in_the_code() -> None:
+    """Tied channels in front of `view(n, 2, c // 2)` do not make 2 a number of channels."""
+    check(["halves", "concatenated", "grouped", "shuffled"], "flat", 2916)
 
 
 @settings(max_examples=int(os.environ.get("COMPOSED_EXAMPLES", "25")))

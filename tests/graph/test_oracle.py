@@ -222,3 +222,33 @@ def test_modes_and_statistics_stay() -> None:
     for each in (model, slimmed.model):
         assert [norm.training for norm in each.norms] == [True, False, True, True]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_an_error_behind_dead_units_is_seen() -> None:
+    """Every activation of the last layer is 0 on these inputs, whatever it reads."""
+    model, x = chain()
+    with torch.no_grad():
+        model.norms[3].bias.fill_(-100.0)
+    graph = chain_graph()
+    mixed = graph.slots["convs.3.weight"][1]
+    assert mixed is not None
+    wrong = altered(graph, convs__3__weight=(np.arange(24, 32), mixed[::-1], None, None))
+    slim, _ = slim_model(model, wrong, kept())
+    with torch.no_grad():
+        assert torch.equal(silenced(model, graph, kept())(x), slim(x))
+    assert verify(model, slim, wrong, kept(), x) > 1e-2
+    right, _ = slim_model(model, graph, kept())
+    assert verify(model, right, graph, kept(), x) <= 1e-5
+
+
+def test_the_search_for_guilty_groups_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normapps.graph.oracle.TRIALS", 4)
+    model, x = chain()
+    wrong = altered(
+        chain_graph(),
+        **{f"norms__{i}__running_mean": (np.arange(8)[::-1] + 8 * i,) for i in (0, 2, 3)},
+    )
+    slimmed = slim_verified(model, wrong, kept(), x)
+    assert slimmed.difference <= 1e-5
+    assert {name for name, _ in slimmed.left} >= {"norms.0", "norms.2", "norms.3"}
+    assert any(why.startswith("not proven within 4 trials") for _, why in slimmed.left)
