@@ -63,7 +63,7 @@ class ScaleRegularizer:
         strength: λ (s in the paper); with `target_sparsity` where the search begins. The papers
             take 1e-4 for VGG, 1e-5 for ResNets.
         target_sparsity: wanted share of exact zeros; λ then follows (see `targeting`), and there
-            are never more zeros than that under `proximal`.
+            are never more zeros than that under `proximal`, and no layer loses all of its scales.
         steps: of the whole training, for `target_sparsity`.
         group: `proximal`: a channel's (γ, β) go to 0 together, so that it is silent.
         graph: of the model's channels; only scales of channels that can be cut are penalized.

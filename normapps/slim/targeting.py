@@ -63,7 +63,7 @@ class TargetStrength:
         if quantile > 0:
             factor = 1.0
             if self._quantile is not None:
-                needed = quantile / max(RAMP * self.steps - step, 0.05 * self.steps)
+                needed = quantile / max(RAMP * self.steps - step, 0.02 * self.steps)
                 speed = (self._quantile - quantile) / passed
                 ratio = needed / speed if speed > 0 else _MOST
                 factor = math.sqrt(min(_MOST, max(1 / _MOST, ratio)))

@@ -94,6 +94,28 @@ def test_target_is_reached_and_not_passed(group: bool) -> None:
     assert loop.reg.sparsity() == pytest.approx(float(zeros.float().mean()))
 
 
+def test_a_target_far_above_what_the_network_can_lose_empties_no_layer() -> None:
+    loop = Loop(target_sparsity=0.9, steps=60, strength=10.0)
+    loop.run(0, 60)
+    assert loop.reg.sparsity() > 0.8
+    assert max(loop.reg.layer_sparsity().values()) < 1
+
+
+def test_what_stays_is_not_shrunk_once_there_are_zeros_enough() -> None:
+    """However great λ is then: the scales that live move as the optimizer moves them."""
+    loop = Loop(target_sparsity=0.5, steps=60, strength=0.5)
+    loop.run(0, 30)
+    assert loop.reg.sparsity() == 0.5
+    loop.optimizer.param_groups[1]["momentum"] = 0.0
+    before, lives = loop.scales(), loop.scales() != 0
+    norms = [each for each in loop.model.modules() if isinstance(each, nn.BatchNorm2d)]
+    rate = loop.optimizer.param_groups[1]["lr"]
+    loop.run(30, 31)
+    gradients = torch.cat([each.weight.grad for each in norms])
+    expected = before - rate * gradients
+    assert torch.allclose(loop.scales()[lives], expected[lives], atol=1e-6)
+
+
 def test_dead_channel_of_a_group_is_silent() -> None:
     loop = Loop(strength=0.05, group=True)
     loop.run(0, 40)

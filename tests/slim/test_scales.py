@@ -108,3 +108,25 @@ def test_vector_goes_there_and_back() -> None:
     assert torch.equal(scales.read() + lost, values)
     assert model[1].bias.tolist() == [7, 8, 9]
     assert torch.equal(scales.scatter(scales.gather(values), values), values)
+
+
+def test_the_quantile_is_of_groups_by_channels() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3))
+    scales = Scales(scale_layers(model), [[0], [1, 2], [3], [4]])
+    scales.write(torch.tensor([0.1, 0.3, 0.4, 0.8, 0.2]))
+    assert scales.quantile(0.2) == pytest.approx(0.1)
+    assert scales.quantile(0.4) == pytest.approx(0.2)
+    assert scales.quantile(0.6) == pytest.approx(0.2)  # the next are two channels
+    assert scales.quantile(0.8) == pytest.approx(0.5 / 2**0.5)
+    assert scales.quantile(0.1) == 0
+
+
+def test_the_last_channels_of_a_layer_are_named() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3))
+    groups = [[0], [1, 2], [3], [4]]
+    for shifts in (False, True):
+        scales = Scales(scale_layers(model), groups, shifts=shifts)
+        last = scales.emptying(torch.tensor([3.0, 2.0, 1.0, 4.0]))
+        assert last.tolist() == [True, False, False, True]
+        last = scales.emptying(torch.tensor([0.0, 5.0, 1.0, 0.0]))
+        assert last.tolist() == [False, True, False, False]
