@@ -141,7 +141,7 @@ def _show(report: PruneReport) -> None:
     _show_left(console, facts.left)
     for note in facts.choice.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    if facts.without_accuracy:
+    if facts.without_accuracy and report.evidence.stages:  # else the verdict says so
         text = f"accuracy is not measured: {facts.without_accuracy}"
         console.print(text, highlight=False, soft_wrap=True)
     verdict = f"{report.verdict.verdict}: {report.verdict.reason}"

@@ -14,12 +14,12 @@ from torch import nn
 from ..graph.graph import ChannelGraph
 from ..models.load import open_by
 from ..models.options import preprocessing_of
-from ..models.trying import check_finite, try_out
+from ..models.trying import check_finite
 from .importance import importance, scales_of
 from .plan import plan
 from .prune_options import SelectOptions
 from .removal import channels_of, prunable
-from .tracing import trace
+from .tracing import answer_of, trace
 
 RATIOS = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -92,7 +92,7 @@ def inspect_model(
     preprocessing = preprocessing_of(opened, options)
     say(opened.describe())
     say(preprocessing.describe())
-    try_out(opened.model, preprocessing, opened.name)
+    answer_of(opened.model, preprocessing, opened.name)
     graph, _ = trace(opened.model, preprocessing, opened.name)
     rated = importance(opened.model, graph, options.importance, seed=options.seed)
     steps = tuple(_step(graph, rated, options, ratio) for ratio in RATIOS)

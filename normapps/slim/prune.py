@@ -24,7 +24,7 @@ from ..models.folder import check_target, load_model, save_model
 from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.onnx import check_deploy, to_onnx
 from ..models.options import preprocessing_of
-from ..models.trying import check_finite, try_out
+from ..models.trying import check_finite
 from ..norm.nesting import tensors_in
 from .choosing import Chosen, choose
 from .clock import Clock
@@ -39,7 +39,7 @@ from .pictures import Seen, see
 from .prune_options import RATIO, PruneOptions
 from .recalibration import Recalibration
 from .report import Circumstances, prune_report
-from .tracing import trace
+from .tracing import answer_of, trace
 
 ONNX = "model.onnx"
 _OLDER = (JSON, HTML, ONNX, "undo.safetensors", "population.safetensors")
@@ -96,7 +96,7 @@ def prune_model(
         check_deploy()
     device = resolve_device(options.device)
     opened = _open(spec, options, say)
-    answer = try_out(opened.model, opened.preprocessing, opened.name)
+    answer = answer_of(opened.model, opened.preprocessing, opened.name)
     clock = Clock()
     seen = see(options, opened.preprocessing, answer, device, progress)
     work = _cut(opened, options, seen, device, clock)

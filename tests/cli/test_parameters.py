@@ -22,7 +22,7 @@ class PaintOptions:
     out: Path | None = option(None, "where to write", short="-o")
     alpha: float = option(1.0, "strength", low=0, high=1)
     steps: int = option(10, "how many", low=1)
-    style_size: int | None = option(None, "long side")
+    style_size: int | None = option(None, "long side", also="--side")
     mode: str = option("none", "how", choices=("none", "luma"))
     tint: str | None = option(None, "colour", choices=("warm", "cold"))
     styles: tuple[str, ...] = option((), "paintings; repeatable")
@@ -89,6 +89,12 @@ def test_every_flag_reaches_its_field() -> None:
         Path("out"), 0.5, 3, 256, "luma", "cold", ("x", "y"), (0.7,), True, "good"
     )
     assert seen == [([Path("a.png"), Path("b.png")], expected, True)]
+
+
+def test_the_name_that_others_use_is_taken_too() -> None:
+    assert _run("paint", "a", "--side", "64").exit_code == 0
+    assert seen[0][1].style_size == 64
+    assert "--style-size, --side <int>" in " ".join(_run("paint", "--help").output.split())
 
 
 def test_a_bool_can_be_denied() -> None:

@@ -371,6 +371,27 @@ def test_inspect_shows_what_could_go(run: Run, sparse: Path) -> None:
     assert "no batch norm with scales" in line
 
 
+def test_damaged_weights_are_not_inspected(run: Run, sparse: Path, tmp_path: Path) -> None:
+    state = load_file(sparse)
+    name = next(key for key, value in state.items() if value.ndim == 4)
+    state[name][0] = float("nan")
+    save_file(state, tmp_path / "damaged.safetensors")
+    for command in (("inspect",), ("prune", "-o", tmp_path / "out")):
+        words = ("adapting:digits", "--checkpoint", tmp_path / "damaged.safetensors")
+        line = _refused(run, *command, *words, "--input-size", 8)
+        assert f"{name} is not finite in 72 of 1152 values" in line
+
+
+def test_what_answers_without_logits_is_said(
+    run: Run, digits: Path, sparse: Path, tmp_path: Path
+) -> None:
+    words = ("--checkpoint", sparse, "-o", tmp_path / "out", *SHOWN, "--no-latency")
+    line = _refused(run, "prune", "adapting:mute", *words)
+    assert "returns a SimpleNamespace, in which no tensor is found" in line
+    shown, _ = run("prune", "adapting:boxed", *words, "--data", digits, "--limit", 20)
+    assert "The answers were not judged: the model returns" in " ".join(shown.split())
+
+
 def test_pictures_that_cannot_be_read_are_named(
     run: Run, digits: Path, sparse: Path, tmp_path: Path
 ) -> None:
