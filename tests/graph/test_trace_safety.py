@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -202,6 +203,12 @@ def test_dicts_and_integers() -> None:
     assert cut_difference(model, (batch,), graph) <= 1e-5
 
 
+def script(model: nn.Module, x: Tensor) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still met
+        return torch.jit.trace(model, x)
+
+
 def test_wrapped_models_are_refused_in_one_line() -> None:
     model, x = block(lambda m, x: m.a(x))
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
@@ -212,7 +219,7 @@ def test_wrapped_models_are_refused_in_one_line() -> None:
         (nn.Sequential(torch.compile(model)), "module '0' is made by torch.compile"),
         (compiled_in_place, "compiled in place"),
         (nn.DataParallel(plain), "the model is DataParallel; slim its `module`"),
-        (torch.jit.trace(plain, x), "TorchScript"),
+        (script(plain, x), "TorchScript"),
     ):
         with pytest.raises(InputError, match=said) as error:
             trace_channels(each, x)  # type: ignore[arg-type]
