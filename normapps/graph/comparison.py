@@ -42,12 +42,25 @@ def difference_of(
 
     Returns and raises what `verify` does.
     """
-    difference = _compared(silent, slimmed, inputs, layers or {})
+    layers = layers or {}
+    difference = compared(silent, slimmed, inputs, layers)
+    return settled(difference, silent, slimmed, inputs, tolerance, layers)
+
+
+def settled(
+    difference: float,
+    silent: nn.Module,
+    slimmed: nn.Module,
+    inputs: Inputs,
+    tolerance: float,
+    layers: Mapping[str, Keep],
+) -> float:
+    """Return the difference in float64 where it exceeds the tolerance, which may be rounding."""
     if difference <= tolerance:
         return difference
     try:
         pair = [_wide(copy.deepcopy(model)) for model in (silent, slimmed)]
-        return _compared(pair[0], pair[1], _moved(inputs, pair[0]), layers or {})
+        return compared(pair[0], pair[1], _moved(inputs, pair[0]), layers)
     except (RuntimeError, TypeError):  # a forward that insists on its own precision
         return difference
 
@@ -57,9 +70,10 @@ def kept_channels(graph: ChannelGraph, keep: Keep) -> dict[str, Keep]:
     return {name: keep[atoms] for name, atoms in graph.scales.items()}
 
 
-def _compared(
+def compared(
     silent: nn.Module, slimmed: nn.Module, inputs: Inputs, layers: Mapping[str, Keep]
 ) -> float:
+    """Compare two networks in their own precision."""
     known = [dict(model.named_modules()) for model in (silent, slimmed)]
     layers = {name: kept for name, kept in layers.items() if all(name in each for each in known)}
     with _watched(silent, layers, whole=True) as mine:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models.slimmed import Edits, set_attributes_
-from .comparison import Inputs, difference_of, kept_channels
+from .comparison import Inputs, compared, difference_of, kept_channels, settled
 from .declared import Declared, declared_sizes
 from .graph import ChannelGraph, Group, Keep
 from .surgery import slim_model
@@ -153,7 +153,8 @@ class _Trial:
             silent = silenced(self.model, self.graph, keep)
             layers = kept_channels(self.graph, keep)
             with Declared(silent) as before, Declared(slim) as after:
-                difference = difference_of(silent, slim, self.inputs, self.tolerance, layers)
+                difference = compared(silent, slim, self.inputs, layers)
+            difference = settled(difference, silent, slim, self.inputs, self.tolerance, layers)
         except Exception as error:  # somebody else's forward may raise anything
             return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if not difference <= self.tolerance:

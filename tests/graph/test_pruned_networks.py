@@ -133,6 +133,15 @@ def test_reset_classifier_and_features_hold_on_the_slimmed_network(pruning: Modu
             assert seen == [stage["num_chs"]]
 
 
+def test_a_network_in_bfloat16_is_verified_in_float64(pruning: ModuleType) -> None:
+    model, x = pruning.with_random_scales("test_resnet", 32)
+    model, x = model.bfloat16(), x.bfloat16()
+    graph = trace_channels(model, x)
+    slimmed = slim_verified(model, graph, pruning.planned(model, graph, 0.4), x)
+    assert slimmed.left == ()
+    assert slimmed.difference <= 1e-5
+
+
 def test_pruning_twice_reloads(pruning: ModuleType, tmp_path: Path) -> None:
     _, _, first, x = pruned(pruning, "test_resnet", 32)
     graph = trace_channels(first.model, x)
