@@ -12,9 +12,9 @@ from ..measure.report import Figure, Report, Section, Table, Verdict
 from .compensation import Compensation
 from .judgement import Evidence
 from .latency import Latency
-from .layers import Row, counted, reduction, short
+from .layers import Row, reduction, short
 from .recalibration import Recalibration
-from .stages import Stage
+from .report_numbers import report_numbers
 
 _MOST_BARS = 60
 """Layers in the plot: those that lost the most channels; the table has them all."""
@@ -92,7 +92,7 @@ def prune_report(evidence: Evidence, verdict: Verdict, facts: Circumstances) -> 
     """Make the report of a pruning."""
     lead = [f"{facts.model}; pruned by {facts.choice.amount}.", f"{facts.preprocessing}."]
     sections = [
-        *([Section("Next", [f"{facts.following}."])] if facts.following else []),
+        *([Section("What comes next", [facts.following])] if facts.following else []),
         _size_section(evidence, facts),
         *_answer_sections(evidence, facts),
         _latency_section(evidence.latencies),
@@ -341,66 +341,3 @@ def _cost_section(facts: Circumstances) -> Section:
     rows: list[list[str | float]] = [[name, value] for name, value in facts.seconds.items()]
     memory = f"The process took {facts.peak_bytes / 1e6:.0f} MB of memory at most."
     return Section("Cost", [Table(["", "seconds"], rows), memory])
-
-
-def report_numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
-    """Return what `report.json` has beside the verdict."""
-    before, after, choice = evidence.before, evidence.after, facts.choice
-    names = ("parameters", "macs", "bytes")
-    size = {name: [getattr(before, name), getattr(after, name)] for name in names}
-    return {
-        "model": facts.model,
-        "data": facts.data,
-        "preprocessing": facts.preprocessing,
-        "options": dict(facts.options),
-        "size": {"channels": list(facts.channels), **size},
-        "next": facts.following or None,
-        "kept": evidence.kept or None,
-        "stages": {each.name: _stage(each) for each in evidence.stages},
-        "without_accuracy": facts.without_accuracy or None,
-        "latency": {str(each.batch_size): _latency(each) for each in evidence.latencies},
-        "difference": facts.difference,
-        "onnx_difference": facts.onnx,
-        "choice": {
-            "asked": choice.amount,
-            "reached": dict(choice.reached),
-            "importance": choice.importance or None,
-            "threshold": choice.threshold,
-            "notes": list(choice.notes),
-        },
-        "left": [{"channels_of": name, "why": why} for name, why in facts.left],
-        "compensation": _compensation(facts.compensation),
-        "recalibration": _recalibration(facts.recalibration),
-        "layers": counted(facts.rows),
-        "seconds": dict(facts.seconds),
-        "memory": {"peak_bytes": facts.peak_bytes},
-        "failed": list(facts.failed),
-    }
-
-
-def _stage(stage: Stage) -> dict[str, Any]:
-    facts = dataclasses.asdict(stage)
-    return {key: value for key, value in facts.items() if value is not None and key != "name"}
-
-
-def _latency(latency: Latency) -> dict[str, Any]:
-    speed = latency.speedup("slimmed")
-    seconds = {name: time.median for name, time in latency.times.items()}
-    rounds = len(speed.seconds)
-    return {
-        "seconds": seconds,
-        "speedup": speed.median,
-        "quartiles": list(speed.spread),
-        "rounds": rounds,
-    }
-
-
-def _compensation(done: Compensation | None) -> dict[str, Any] | None:
-    if done is None:
-        return None
-    corrections = [dataclasses.asdict(each) for each in done.corrections]
-    return {"off": done.off, "corrections": corrections, "missed": list(done.missed)}
-
-
-def _recalibration(done: Recalibration | None) -> dict[str, Any] | None:
-    return None if done is None else {"pictures": done.pictures, "moved": dict(done.moved)}
