@@ -89,6 +89,8 @@ def _facts(found: Fitted, out: Path) -> dict[str, Any]:
         facts["model"] = str(found.folder)
         facts["accuracy"] = found.score.accuracy.mean
         facts["verdict"], facts["reason"] = found.verdict.verdict, found.verdict.reason
+        if found.strength is not None:
+            facts["strength"], facts["next"] = found.strength, found.then or None
     return facts
 
 
@@ -101,5 +103,9 @@ def _show(found: Fitted, out: Path) -> None:
     if found.score.baseline is not None:
         line += f", {found.reference} {percent(found.score.baseline)}"
     print(line)
+    if found.strength is not None:
+        print(f"λ {found.strength:.3g} at the end")
     print(f"{found.verdict.verdict}: {found.verdict.reason}")
+    if found.then:
+        print(f"next: {found.then}")
     print(found.folder)

@@ -146,8 +146,8 @@ class Loop:
         *means, wish = told.tolist()
         if not all(math.isfinite(mean) for mean in means):
             raise InputError(
-                f"step {self.done}: the loss is not finite; resume from the last checkpoint with "
-                "a lower --lr"
+                f"step {self.done}: the loss is not finite; begin anew with a lower --lr, or, "
+                "where it may change, resume from the last checkpoint with one"
             )
         return dict(zip(values, means, strict=True)), wish > 0
 

@@ -72,7 +72,8 @@ def judge_sparse(fitted: Fitted, sparsity: Sparsity, target: float | None) -> Ve
     if target is not None and sparsity.zeros < target - _NEAR:
         return Verdict(
             NOT_RECOMMENDED,
-            f"{share}; --target-sparsity {target:g} was not reached: give more --steps.",
+            f"{share}; --target-sparsity {target:g} was not reached: give more --steps, or"
+            " a greater --lr.",
         )
     if sparsity.zeros == 1:
         return Verdict(

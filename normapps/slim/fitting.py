@@ -69,7 +69,9 @@ class Fitted:
         score: right answers, beside the reference's where there is one.
         reference: what the report calls the network that it is compared with; "" for none.
         steps: of the whole run.
+        strength: λ at the end, where there is a penalty.
         verdict: what is advised; set by the command.
+        then: the command that comes next, "" for none; set by the command.
     """
 
     is_finished: bool = False
@@ -78,7 +80,9 @@ class Fitted:
     score: Score | None = None
     reference: str = ""
     steps: int = 0
+    strength: float | None = None
     verdict: Verdict | None = None
+    then: str = ""
 
 
 def fit(
@@ -197,6 +201,12 @@ class _Run:
             self._validate,
         )  # fmt: skip
 
+    @property
+    def strength(self) -> float | None:
+        """λ as it is now."""
+        penalty = self.trainer.regularizer
+        return None if penalty is None else penalty.strength
+
     def finish(self) -> Fitted:
         """Save the network and measure it."""
         result = Fitted(is_finished=True, steps=self.steps)
@@ -208,7 +218,7 @@ class _Run:
                 name = self.recipe.reference[0]
                 before = self._right(self.recipe.reference[1].to(self.device))
             score = Score("after", self._right(model), before)
-            result = Fitted(True, model, folder, score, name, self.steps)
+            result = Fitted(True, model, folder, score, name, self.steps, self.strength)
         self.here.barrier()
         return result
 
@@ -237,6 +247,8 @@ class _Run:
             "classes": list(self.material.classes),
             **(self.recipe.entry or {}),
         }
+        if self.strength is not None:
+            entry["strength"] = self.strength
         return save_model(
             self.folder / MODEL,
             model,

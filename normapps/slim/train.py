@@ -23,6 +23,7 @@ from ..training.classes import with_classes
 from ..training.opening import Progress, open_for
 from .fit_report import fit_report, judge_sparse, sparsity_numbers, sparsity_sections
 from .fitting import Fitted, Recipe, compared, fit
+from .following import next_command, next_section
 from .material import Material, read_material
 from .regularizer import ScaleRegularizer
 from .sparsity import measure_sparsity, prunable_scales
@@ -101,24 +102,30 @@ def train_sparse(
         partial(_regularize, options, graph),
         fresh=fresh,
         reference=compared(None if is_random else ("the given network", plain), options),
-        entry={"penalty": options.kind, "strength": options.weight},
+        entry={"penalty": options.kind},
     )
     fitted = fit(model, material, options, folder, recipe)
     if fitted.model is None:
         return fitted
     before, after = (measure_sparsity(each, chosen) for each in (plain, fitted.model))
     verdict = judge_sparse(fitted, after, options.target_sparsity)
+    then = next_command(fitted.folder, after)
     told = fit_report(
         f"slim train: {options.kind}",
         fitted,
         verdict,
         material,
         options,
-        sparsity_sections(before, after),
-        {"penalty": options.kind, "strength": options.weight, **sparsity_numbers(before, after)},
+        [*sparsity_sections(before, after), *next_section(then)],
+        {
+            "penalty": options.kind,
+            "strength": fitted.strength,
+            "next": then or None,
+            **sparsity_numbers(before, after),
+        },
     )
     write_report(folder, told)
-    return replace(fitted, verdict=verdict)
+    return replace(fitted, verdict=verdict, then=then)
 
 
 def _regularize(options: SparseOptions, graph: ChannelGraph, steps: int) -> Regularize:

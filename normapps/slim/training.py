@@ -69,7 +69,7 @@ class SupervisedTrainer:
         self.regularizer = None if regularize is None else regularize(network, self.optimizer)
 
     def step(self, step: int) -> dict[str, float]:
-        """Take one optimizer step; return the loss, the gradient's norm and the share of zeros."""
+        """Take one optimizer step; return loss, norm of the gradient, share of zeros and λ."""
         rate = learning_rate(step, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -84,7 +84,7 @@ class SupervisedTrainer:
         loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
         told = {"loss": loss_value, "grad_norm": norm_value}
         if self.regularizer is not None:
-            told["zeros"] = self.regularizer.sparsity()
+            told |= {"zeros": self.regularizer.sparsity(), "strength": self.regularizer.strength}
         return told | self._validated(step)
 
     def _set_mode(self) -> None:

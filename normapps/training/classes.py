@@ -79,7 +79,8 @@ def split(pool: Pool, every: int) -> tuple[Pool, Pool]:
         held &= pool.labels.bincount()[pool.labels] > 1
     if held.all() or not held.any():
         raise InputError(
-            f"--hold-out {every}: leaves no picture of {len(pool)} to train or to measure on"
+            f"--hold-out {every}: leaves no picture of {len(pool)} to train or to measure on;"
+            " give more pictures a class, or --hold-out 0"
         )
     return _part(pool, ~held), _part(pool, held)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +111,27 @@ def test_more_steps_are_asked_for_where_a_target_was_missed(
     fitted = run(make_network, material, chosen, tmp_path)
     assert fitted.verdict is not None
     assert "--target-sparsity 0.6 was not reached: give more --steps" in fitted.verdict.reason
+    assert fitted.then == ""
+
+
+def test_a_target_is_met_and_the_report_tells_the_strength_and_the_next_command(
+    make_network: Make, material: Material, tmp_path: Path
+) -> None:
+    chosen = replace(PLAIN, strength=1e-4, steps=200, target_sparsity=0.5, jitter=0.0, shift=0.0)
+    fitted = train_sparse(make_network(8), material, chosen, tmp_path)
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["sparsity"]["after"]["zeros"] == pytest.approx(0.5, abs=0.02)
+    assert told["accuracy"]["after"]["mean"] > 0.7
+    assert all(each["zeros"] < each["channels"] for each in told["layers"].values())
+    assert fitted.strength == told["strength"] != 1e-4
+    assert fitted.folder is not None
+    manifest = json.loads((fitted.folder / "model.json").read_text())
+    assert manifest["history"][-1]["strength"] == fitted.strength
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["strength"] == fitted.strength
+    command = f"normapps slim prune {fitted.folder} -o {tmp_path}-pruned --lossless"
+    assert fitted.then == told["next"] == command
+    assert command in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +156,10 @@ def test_a_run_in_parts_is_the_run_in_one(
     assert same(tmp_path / "whole", tmp_path / "parts")
     for name in ("metrics.jsonl", "report.json", "model/model.safetensors"):
         files = [(tmp_path / run / name).read_bytes() for run in ("whole", "parts")]
-        assert files[0] == files[1], name
+        # the report names the folder, in the command that comes next
+        assert files[0] == files[1].replace(bytes(tmp_path / "parts"), bytes(tmp_path / "whole")), (
+            name
+        )
 
 
 def test_each_penalty_leads_somewhere_else(
@@ -229,12 +254,11 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 sys.path.insert(0, {here!r})
-from conftest import digits, network
+from conftest import network
 from normapps.engine.distributed import world
-from normapps.slim.material import Material
 from normapps.slim.train import train_sparse
 from normapps.slim.train_options import SparseOptions
-material = Material.of(digits(0, 300), digits(300, 500))
+material = torch.load({folder!r} + "/material.pt", weights_only=False)
 folder, options = Path({folder!r}), {options!r}
 def run(name, stop_after=0):
     chosen = replace(options, stop_after=stop_after)
@@ -247,22 +271,38 @@ with world(torch.device("cpu")):
 """
 
 
+def two_processes(script: Path) -> str:
+    """Run a script as torchrun does, without a third process; return what both say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    started = []
+    for rank in ("0", "1"):
+        each = {**place, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1", **each},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    ended = [each.communicate() for each in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors
+    return "".join(said for said, _ in ended)
+
+
 def test_two_processes_are_one_of_twice_the_batch(
     make_network: Make, material: Material, tmp_path: Path
 ) -> None:
     """The scales of all processes reach the same zeros; resumed, the same to the bit."""
     chosen = replace(PLAIN, jitter=0.0, shift=0.0, batch_size=16, sync_norm=True, steps=12)
     chosen = replace(chosen, strength=0.06, lr=0.3)
+    torch.save(material, tmp_path / "material.pt")
     script = tmp_path / "script.py"
     here = str(Path(__file__).parent)
     script.write_text(_TWO.format(here=here, options=chosen, folder=str(tmp_path)))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["True False", "True True"]
+    said = two_processes(script)
+    assert sorted(said.splitlines()) == ["True False", "True True"]
     assert same(tmp_path / "two", tmp_path / "parts")
     one = run(make_network, material, replace(chosen, batch_size=32), tmp_path / "one").model
     assert one is not None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from normapps.models.load import OpenedModel
 from normapps.slim.fitting import Fitted, Recipe, fit
 from normapps.slim.material import Material
 from normapps.slim.train_options import SupervisedOptions, steps_of
+from normapps.slim.training import SupervisedTrainer
 
 CHECKPOINT = Path("checkpoint") / "latest.safetensors"
 Make = Callable[..., OpenedModel]
@@ -180,40 +178,21 @@ def test_epochs_are_rounds_over_the_pictures() -> None:
         steps_of(replace(chosen, epochs=0.01), 300, 1)
 
 
-_STOPPED = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-sys.path.insert(0, {here!r})
-import os, signal
-from conftest import digits, network
-from normapps.slim import training
-from normapps.slim.fitting import Recipe, fit
-from normapps.slim.material import Material
-from normapps.slim.train_options import SupervisedOptions
-signal.signal(signal.SIGINT, signal.default_int_handler)
-material = Material.of(digits(0, 300), digits(300, 500))
-step = training.SupervisedTrainer.step
-def stopping(self, number):
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGINT)
-    return step(self, number)
-training.SupervisedTrainer.step = stopping
-fit(network(4), material, {options!r}, Path({folder!r}), Recipe("test"))
-"""
-
-
 def test_ctrl_c_keeps_what_was_learnt(
-    make_network: Make, material: Material, tmp_path: Path
+    make_network: Make, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step at work is finished; the same call goes on as if nothing had been."""
-    here = str(Path(__file__).parent)
-    code = _STOPPED.format(here=here, options=PLAIN, folder=str(tmp_path / "parts"))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == -signal.SIGINT, done.stderr
+    step = SupervisedTrainer.step
+
+    def stopping(self: SupervisedTrainer, number: int) -> dict[str, float]:
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, number)
+
+    monkeypatch.setattr(SupervisedTrainer, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_network, material, PLAIN, tmp_path / "parts")
+    monkeypatch.undo()
     assert load_checkpoint(tmp_path / "parts" / CHECKPOINT)[1]["step"] == 2
     run(make_network, material, PLAIN, tmp_path / "parts")
     run(make_network, material, PLAIN, tmp_path / "whole")
