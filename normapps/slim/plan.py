@@ -193,17 +193,17 @@ def _fewest(
     asked: tuple[str, float],
 ) -> int:
     """Return the fewest atoms after which the cost is not above `target` of the whole."""
-    whole = cost(order.keep(0))
+    whole = cost(order.keep(0)) or 1
     low, high = before, len(order.order)
     least = cost(order.keep(high))
-    if least > target * whole:
+    if least / whole > target:  # as the nearest is told, which can then be asked for
         raise InputError(
             f"--{asked[0]} {asked[1]:g}: cannot be met; the nearest is {_above(least / whole)},"
             " with all gone that may go"
         )
     while low < high:
         middle = (low + high) // 2
-        if cost(order.keep(middle)) <= target * whole:
+        if cost(order.keep(middle)) / whole <= target:
             high = middle
         else:
             low = middle + 1
