@@ -60,8 +60,9 @@ class Network:
         spec: MODEL.
         weights: published ones to begin with, in ../shared/weights; None: fresh ones.
         steps: of the base, of sparse training, of finetuning after pruning.
-        lr: of the first two; a tenth of it for the third.
-        strength: λ of sparse training.
+        lr: of the first two; a quarter of it for the third.
+        strength: λ of sparse training, which is searched from there where there is a target.
+        target: share of the scales that sparse training is to bring to 0.
         batch_size: pictures a step.
     """
 
@@ -71,6 +72,7 @@ class Network:
     lr: float
     strength: float
     batch_size: int = 64
+    target: float | None = None
 
 
 _SPEC, _RESNETS = "normapps.models.cifar:", "cifar_resnets/"
@@ -78,10 +80,20 @@ _LONG = (12000, 12000, 4000)
 """About 61 rounds over the pictures in batches of 256, and 20 of finetuning."""
 REDUCED = {
     "ResNet-20": Network(
-        f"{_SPEC}resnet20", f"{_RESNETS}resnet20-12fca82f.th", (800, 600, 100), 0.02, 0.015
+        f"{_SPEC}resnet20",
+        f"{_RESNETS}resnet20-12fca82f.th",
+        (800, 1200, 300),
+        0.02,
+        1e-3,
+        target=0.5,
     ),
     "ResNet-56": Network(
-        f"{_SPEC}resnet56", f"{_RESNETS}resnet56-4bfd9763.th", (160, 300, 50), 0.02, 0.03
+        f"{_SPEC}resnet56",
+        f"{_RESNETS}resnet56-4bfd9763.th",
+        (160, 600, 100),
+        0.02,
+        1e-3,
+        target=0.5,
     ),
 }
 FULL = {
@@ -145,10 +157,10 @@ def _train_and_prune(
     begun = open_model(folder / "base" / "model") if network.weights else opened
     _once(
         folder / "sparse",
-        lambda: _sparse(begun, material, folder / "sparse", recipe, steps[1], network.strength),
+        lambda: _sparse(begun, material, folder / "sparse", recipe, steps[1], network),
     )
     sparse = open_model(folder / "sparse" / "model")
-    chosen = FinetuneOptions(**recipe | {"lr": network.lr / 10, "steps": steps[2]})
+    chosen = FinetuneOptions(**recipe | {"lr": network.lr / 4, "steps": steps[2]})
     for ratio in RATIOS:
         place = folder / f"{ratio:g}"
         _once(place, lambda p=place, r=ratio: _cut_and_finetune(sparse, material, r, p, chosen))
@@ -167,9 +179,15 @@ def _sparse(
     folder: Path,
     recipe: dict[str, Any],
     steps: int,
-    strength: float,
+    network: Network,
 ) -> Result:
-    chosen = SparseOptions(**recipe, steps=steps, strength=strength, group=True)
+    chosen = SparseOptions(
+        **recipe,
+        steps=steps,
+        strength=network.strength,
+        target_sparsity=network.target,
+        group=True,
+    )
     done = train_sparse(opened, material, chosen, folder)
     model = open_model(folder / "model").model
     graph = trace_channels(model, torch.zeros(1, *material.test.images.shape[1:]))
@@ -288,7 +306,7 @@ def _write_cifar(networks: dict[str, Network], runs: Path, options: argparse.Nam
             zeros = f"{100 * found['sparse']['zeros']:.1f} %"
             steps = " / ".join(str(options.steps or each) for each in network.steps)
             size = f"{steps} × {network.batch_size}"
-            trained.append([name, *cells, zeros, f"{network.strength:g}", size])
+            trained.append([name, *cells, zeros, _penalty(network), size])
             rows += _ratio_rows(name, runs / name, RATIOS)
     begin, told = "from fresh weights", "Base and sparse start from the same fresh weights."
     if not options.full:
@@ -300,7 +318,9 @@ def _write_cifar(networks: dict[str, Network], runs: Path, options: argparse.Nam
         " compare with nothing but the rows here. Sparse training is proximal, on scale and shift"
         f" together. {told} Steps: of base / sparse / finetuning × pictures a step. Accuracy in %"
         " with half the 95 % interval.",
-        table(["network", "given", "base", "sparse", "zero scales", "λ", "steps"], trained),
+        table(
+            ["network", "given", "base", "sparse", "zero scales", "λ or target", "steps"], trained
+        ),
         "Channels are chosen by one threshold on all scales, then nothing else (pruned), β moved"
         f" on (compensated), statistics measured on {RECALIBRATED_ON['cifar']} training pictures"
         " (recalibrated), trained on (finetuned). MACs and parameters are what stays. Oracle: the"
@@ -309,6 +329,10 @@ def _write_cifar(networks: dict[str, Network], runs: Path, options: argparse.Nam
         conditions(("normapps", "torch"), options.device),
     ]
     _publish("slim-cifar-full" if options.full else "slim-cifar", body, options)
+
+
+def _penalty(network: Network) -> str:
+    return f"{network.strength:g}" if network.target is None else f"{network.target:.0%} zeros"
 
 
 def _write_lite0(runs: Path, options: argparse.Namespace) -> None:
