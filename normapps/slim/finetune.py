@@ -11,10 +11,10 @@ from torch import nn
 from ..engine.loop import check_folder
 from ..measure.report import write_report
 from ..models.load import OpenedModel
-from ..training.opening import Progress, open_for
+from ..training.opening import Progress
 from .fit_report import TOLERANCE, fit_report, judge_gain
 from .fitting import Fitted, Recipe, compared, fit
-from .material import Material, check_classes, read_material
+from .material import Material, open_with_material
 from .train_options import FinetuneOptions, ScratchOptions
 
 
@@ -43,9 +43,7 @@ def slim_finetune(
     """
     if not options.overwrite:
         check_folder(folder, FinetuneOptions)
-    opened = open_for(spec, options, say)
-    material = read_material(data, opened, options, say, progress)
-    check_classes(opened, material)
+    opened, material = open_with_material(spec, data, options, say, progress)
     if ready is not None:
         ready()
     return finetune(opened, material, options, folder)

@@ -9,7 +9,7 @@ from ..data.pool import Pool
 from ..errors import InputError
 from ..models.load import OpenedModel
 from ..training.classes import few, match_classes, split
-from ..training.opening import Progress, read_pool
+from ..training.opening import Progress, open_for, read_pool
 from .train_options import SupervisedOptions
 
 WHOLE, HELD = "the training pictures", "held-out pictures"
@@ -87,6 +87,31 @@ def read_material(
     test = None if options.test is None else read_pool(options.test, opened, options, say, progress)
     names = data, options.test or "--test"
     return Material.of(pool, test, options.hold_out, names, say)
+
+
+def open_with_material(
+    spec: str,
+    data: str,
+    options: SupervisedOptions,
+    say: Callable[[str], object],
+    progress: Progress | None,
+) -> tuple[OpenedModel, Material]:
+    """Open a trained network and read pictures of the classes that it knows.
+
+    Args:
+        spec: MODEL.
+        data: class folders or a list, as `Pictures` takes them.
+        options: weights, limits, and what is measured on.
+        say: told what was opened, read and left out, a line each.
+        progress: told of every picture that is read.
+
+    Raises:
+        InputError: a model or pictures that cannot be used, or pictures of other classes.
+    """
+    opened = open_for(spec, options, say)
+    material = read_material(data, opened, options, say, progress)
+    check_classes(opened, material)
+    return opened, material
 
 
 def _labelled(pool: Pool, name: str) -> Pool:

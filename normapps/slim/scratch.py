@@ -22,10 +22,10 @@ from ..errors import InputError
 from ..graph import trace_channels
 from ..models.folder import build
 from ..models.load import OpenedModel
-from ..training.opening import Progress, open_for
+from ..training.opening import Progress
 from .finetune import reported
 from .fitting import Fitted, Recipe, compared
-from .material import Material, check_classes, read_material
+from .material import Material, open_with_material
 from .train_options import ScratchOptions
 
 _ENOUGH = 32
@@ -57,9 +57,7 @@ def slim_scratch(
     """
     if not options.overwrite:
         check_folder(folder, ScratchOptions)
-    opened = open_for(spec, options, say)
-    material = read_material(data, opened, options, say, progress)
-    check_classes(opened, material)
+    opened, material = open_with_material(spec, data, options, say, progress)
     if ready is not None:
         ready()
     return train_from_scratch(opened, material, options, folder)
