@@ -82,7 +82,7 @@ def _show_inspection(found: Inspection) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from normapps.slim.layers import short
+    from normapps.measure.report import short
 
     console = Console()
     channels, parameters, macs = found.size
@@ -153,7 +153,7 @@ def _show(report: PruneReport) -> None:
 def _sizes(report: PruneReport) -> Table:
     from rich.table import Table
 
-    from normapps.slim.layers import short
+    from normapps.measure.report import short
 
     before, after = report.evidence.before, report.evidence.after
     table = Table("", "before", "after", "gone", box=None, padding=(0, 2, 0, 0), pad_edge=False)

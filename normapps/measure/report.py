@@ -193,5 +193,13 @@ def shown(cell: str | float) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
+def short(value: float) -> str:
+    """Return a large number with four digits and its thousands as a letter: 11.69 M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 10 * unit or (unit > 1e3 and value >= unit):
+            return f"{value / unit:.4g} {letter}"
+    return f"{value:g}"
+
+
 def _text(value: str) -> str:
     return html.escape(value, quote=True)

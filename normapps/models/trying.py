@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..engine.device import evaluating
 from ..errors import InputError
+from ..norm.nesting import tensors_in
 from .preprocessing import Preprocessing
 
 _LONGEST = 160
@@ -40,6 +41,21 @@ def try_out(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
                 f"{name}: fails on pictures of {width}×{height} ({short}); give the --size that it"
                 " takes, or another model"
             ) from error
+
+
+def answer_of(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
+    """Return what a model makes of some pictures, as `try_out`.
+
+    Raises:
+        InputError: it fails, or returns nothing in which two networks could be compared.
+    """
+    answer = try_out(model, preprocessing, name)
+    if next(tensors_in(answer), None) is None:
+        raise InputError(
+            f"{name}: returns a {type(answer).__name__}, in which no tensor is found; wrap it in a"
+            " module whose forward returns tensors, or lists, tuples or dicts of them"
+        )
+    return answer
 
 
 def check_finite(model: nn.Module, where: str) -> None:

@@ -14,12 +14,12 @@ from torch import nn
 from ..graph.graph import ChannelGraph
 from ..models.load import open_by
 from ..models.options import preprocessing_of
-from ..models.trying import check_finite
+from ..models.trying import answer_of, check_finite
 from .importance import importance, scales_of
 from .plan import plan
 from .prune_options import SelectOptions
 from .removal import channels_of, prunable
-from .tracing import answer_of, trace
+from .tracing import trace
 
 RATIOS = tuple(tenth / 10 for tenth in range(1, 10))
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..measure.interval import Estimate
+from ..measure.latency import Latency
 from ..measure.report import NOT_RECOMMENDED, RECOMMENDED, UNDECIDED, Verdict
-from .latency import Footprint, Latency
-from .stages import Stage
+from ..measure.stages import Stage
+from .latency import Footprint
 
 LOSS = 0.01
 """Accuracy that may be lost, and the share of pictures that may get another answer."""

@@ -11,14 +11,14 @@ from torch import nn
 
 from ..engine.device import place
 from ..graph.oracle import Slimmed
+from ..measure.clock import Clock
+from ..measure.stages import Stage, best, evaluate_stages
 from ..norm.nesting import detached_copy
 from ..norm.population import apply_
-from .clock import Clock
 from .cutting import CutNetworks
 from .pictures import Seen
 from .prune_options import PruneOptions
 from .recalibration import Recalibration, recalibrate_
-from .stages import Stage, best, evaluate_stages
 
 BASE, PRUNED, COMPENSATED, RECALIBRATED = "base", "pruned", "compensated", "recalibrated"
 

@@ -19,36 +19,9 @@ from ..engine.device import evaluating, place
 from ..errors import InputError
 from ..graph.graph import ChannelGraph, Keep
 from ..graph.surgery import slim_model
-from ..measure.timing import Timing, interleave
+from ..measure.latency import SECONDS, Latency, time_in_turns
 
 BATCH_SIZES = (1, 32)
-SECONDS = 8.0
-"""What timing one batch size may take about, all networks together."""
-
-_FEWEST, _MOST = 5, 51
-"""Rounds."""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Networks timed in turns at one batch size.
-
-    Attributes:
-        batch_size: pictures a call.
-        times: seconds a call, by the network's name, a number each round.
-    """
-
-    batch_size: int
-    times: Mapping[str, Timing]
-
-    def speedup(self, name: str, base: str = "base") -> Timing:
-        """Return how many times as fast as `base` a network is, a number each round.
-
-        Its `median` and its `spread`, the quartiles, are what to report: where the spread holds 1,
-        no difference was seen.
-        """
-        pairs = zip(self.times[base].seconds, self.times[name].seconds, strict=True)
-        return Timing(tuple(slow / fast for slow, fast in pairs))
 
 
 @dataclass(frozen=True)
@@ -178,11 +151,7 @@ def _time_at(
     if batch.dim() == 4:
         batch = batch.contiguous(memory_format=torch.channels_last)
     cases = {name: _case(model, batch) for name, model in models.items()}
-    wait = _waiting(device)
-    once = interleave(cases, repeats=1, warmup=1, synchronize=wait)
-    round_time = sum(timing.median for timing in once.values())
-    repeats = min(_MOST, max(_FEWEST, int(seconds / max(round_time, 1e-9))))
-    return Latency(size, interleave(cases, repeats=repeats, synchronize=wait))
+    return time_in_turns(size, cases, seconds=seconds, synchronize=_waiting(device))
 
 
 def _case(model: nn.Module, batch: Tensor) -> Callable[[], object]:

@@ -75,14 +75,6 @@ def reduction(before: float, after: float) -> float:
     return 1 - after / before if before else 0.0
 
 
-def short(value: float) -> str:
-    """Return a large number with four digits and its thousands as a letter: 11.69 M."""
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 10 * unit or (unit > 1e3 and value >= unit):
-            return f"{value / unit:.4g} {letter}"
-    return f"{value:g}"
-
-
 def counted(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """Return rows as JSON values by the layer's name."""
     return {

@@ -18,28 +18,29 @@ from ..engine.device import evaluating, resolve_device
 from ..errors import InputError
 from ..graph.graph import ChannelGraph
 from ..graph.oracle import Slimmed
+from ..measure.clock import Clock
+from ..measure.latency import Latency
 from ..measure.memory import peak_bytes
 from ..measure.report import HTML, JSON, Report, Verdict, write_report
 from ..models.folder import check_target, load_model, save_model
 from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.onnx import check_deploy, to_onnx
 from ..models.options import preprocessing_of
-from ..models.trying import check_finite
+from ..models.trying import answer_of, check_finite
 from ..norm.nesting import tensors_in
 from .choosing import Chosen, choose
-from .clock import Clock
 from .compensation import noise
 from .cutting import CutNetworks, cut_networks
 from .inspection import left_whole
 from .judgement import Evidence, judge, next_step
 from .keeping import Kept, keep_best
-from .latency import Latency, footprint, latency_of, measure_latency
+from .latency import footprint, latency_of, measure_latency
 from .layers import layer_rows
 from .pictures import Seen, see
 from .prune_options import RATIO, PruneOptions
 from .recalibration import Recalibration
 from .report import Circumstances, prune_report
-from .tracing import answer_of, trace
+from .tracing import trace
 
 ONNX = "model.onnx"
 _OLDER = (JSON, HTML, ONNX, "undo.safetensors", "population.safetensors")

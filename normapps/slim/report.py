@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..measure.interval import Estimate
+from ..measure.latency import Latency
 from ..measure.plots import Bars, Histograms
-from ..measure.report import Figure, Report, Section, Table, Verdict
+from ..measure.report import Figure, Report, Section, Table, Verdict, short
 from .compensation import Compensation
 from .judgement import Evidence
-from .latency import Latency
-from .layers import Row, reduction, short
+from .layers import Row, reduction
 from .recalibration import Recalibration
 from .report_numbers import report_numbers
 

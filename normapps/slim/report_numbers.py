@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ..measure.stages import Stage
 from .compensation import Compensation
 from .judgement import Evidence
-from .latency import Latency
 from .layers import counted
 from .recalibration import Recalibration
-from .stages import Stage
 
 if TYPE_CHECKING:
     from .report import Circumstances
@@ -31,7 +30,7 @@ def report_numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
         "kept": evidence.kept or None,
         "stages": {each.name: _stage(each) for each in evidence.stages},
         "without_accuracy": facts.without_accuracy or None,
-        "latency": {str(each.batch_size): _latency(each) for each in evidence.latencies},
+        "latency": {str(each.batch_size): each.to_json("slimmed") for each in evidence.latencies},
         "difference": facts.difference,
         "onnx_difference": facts.onnx,
         "choice": {
@@ -54,18 +53,6 @@ def report_numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
 def _stage(stage: Stage) -> dict[str, Any]:
     facts = dataclasses.asdict(stage)
     return {key: value for key, value in facts.items() if value is not None and key != "name"}
-
-
-def _latency(latency: Latency) -> dict[str, Any]:
-    speed = latency.speedup("slimmed")
-    seconds = {name: time.median for name, time in latency.times.items()}
-    rounds = len(speed.seconds)
-    return {
-        "seconds": seconds,
-        "speedup": speed.median,
-        "quartiles": list(speed.spread),
-        "rounds": rounds,
-    }
 
 
 def _compensation(done: Compensation | None) -> dict[str, Any] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,23 +9,6 @@ from ..errors import InputError
 from ..graph.graph import ChannelGraph
 from ..graph.trace import trace_channels
 from ..models.preprocessing import Preprocessing
-from ..models.trying import try_out
-from ..norm.nesting import tensors_in
-
-
-def answer_of(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
-    """Return what a model makes of some pictures, as `try_out`.
-
-    Raises:
-        InputError: it fails, or returns nothing in which two networks could be compared.
-    """
-    answer = try_out(model, preprocessing, name)
-    if next(tensors_in(answer), None) is None:
-        raise InputError(
-            f"{name}: returns a {type(answer).__name__}, in which no tensor is found; wrap it in a"
-            " module whose forward returns tensors, or lists, tuples or dicts of them"
-        )
-    return answer
 
 
 def trace(model: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[ChannelGraph, Tensor]:

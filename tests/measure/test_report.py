@@ -24,6 +24,7 @@ from normapps.measure.report import (
     Table,
     Verdict,
     page,
+    short,
     write_report,
 )
 
@@ -175,3 +176,18 @@ def test_a_histogram_counts_all_and_draws_its_mark(monkeypatch: pytest.MonkeyPat
     assert drawn[0]["weights"] == [1.0] * 3
     assert drawn[2] == {"mark": 0.4, "label": "cut"}
     assert drawn[3] == {"xlabel": "scale", "ylabel": "channels"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (4800, "4800"),
+        (54_410, "54.41 k"),
+        (11_689_512, "11.69 M"),
+        (1.0e6, "1 M"),
+        (4.1e9, "4.1 G"),
+    ],
+)
+def test_large_numbers_are_short(value: float, text: str) -> None:
+    assert short(value) == text

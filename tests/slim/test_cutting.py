@@ -14,7 +14,7 @@ from normapps.graph import trace_channels
 from normapps.graph.oracle import Slimmed, slim_verified
 from normapps.slim import cutting
 from normapps.slim.cutting import cut_networks, without
-from normapps.slim.layers import layer_rows, reduction, short
+from normapps.slim.layers import layer_rows, reduction
 
 
 class Net(nn.Module):
@@ -115,18 +115,3 @@ def test_a_row_a_layer_counts_before_and_after(net: Net) -> None:
     assert rows["head"].parameters == (36, 28)
     assert reduction(0, 0) == 0.0
     assert reduction(4, 1) == 0.75
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (4800, "4800"),
-        (54_410, "54.41 k"),
-        (11_689_512, "11.69 M"),
-        (1.0e6, "1 M"),
-        (4.1e9, "4.1 G"),
-    ],
-)
-def test_large_numbers_are_short(value: float, text: str) -> None:
-    assert short(value) == text

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from normapps.measure.accuracy import accuracy, paired_difference
+from normapps.measure.latency import Latency
 from normapps.measure.report import NOT_RECOMMENDED, RECOMMENDED, UNDECIDED
+from normapps.measure.stages import Stage
 from normapps.measure.timing import Timing
 from normapps.slim.judgement import Evidence, judge, next_step
-from normapps.slim.latency import Footprint, Latency
-from normapps.slim.stages import Stage
+from normapps.slim.latency import Footprint
 
 BASE = Stage("base", 1000, True)
 

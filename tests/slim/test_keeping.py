@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from normapps.graph import trace_channels
 from normapps.graph.oracle import Slimmed
-from normapps.slim.clock import Clock
+from normapps.measure.clock import Clock
 from normapps.slim.cutting import CutNetworks, cut_networks
 from normapps.slim.keeping import Kept, keep_best
 from normapps.slim.pictures import Seen

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normapps.errors import InputError
 from normapps.measure.accuracy import accuracy, paired_difference
-from normapps.slim.stages import Prediction, Stage, best, compare, evaluate_stages, predict
+from normapps.measure.stages import Prediction, Stage, best, compare, evaluate_stages, predict
 
 
 class Told(nn.Module):

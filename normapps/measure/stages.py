@@ -1,4 +1,4 @@
-"""How good a network is at each stage of slimming: base, pruned, compensated, recalibrated, tuned.
+"""How good a network is at each stage of being made smaller, beside the base that it is made of.
 
 All stages answer the same pictures. With labels that gives accuracy and its paired difference from
 the base. Without, it gives how often a stage answers as the base does; that is not accuracy, but it
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..engine.device import evaluating
 from ..errors import InputError
-from ..measure.accuracy import accuracy, paired_difference
-from ..measure.agreement import Agreement, compare_logits
-from ..measure.interval import Estimate
 from ..models.outputs import logits_of
+from .accuracy import accuracy, paired_difference
+from .agreement import Agreement, compare_logits
+from .interval import Estimate
 
 
 @dataclass(frozen=True, eq=False)
