@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ TOLERANCE = 1e-4
 """Largest difference that is rounding: float32 sums in another order, through a hundred layers."""
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 _LONGEST = 200
 """Letters of the exporter's message that are shown."""
 
@@ -52,6 +54,7 @@ def to_onnx(
     *,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
+    remedy: str = "",
 ) -> float:
     """Write a network as ONNX for batches of any size, and compare it with torch.
 
@@ -66,21 +69,24 @@ def to_onnx(
         tolerance: the largest difference of an output, relative to the largest value that torch
             gives in it.
         overwrite: replace an older file.
+        remedy: what to do where there can be no file, for the message: `leave out --onnx`.
 
     Returns:
         The largest relative difference found.
 
     Raises:
         NormappsError: the extra is not installed.
-        InputError: the network cannot be exported, the file's outputs differ from torch's, or
+        InputError: the network cannot be exported (the operator is named where that is the
+            reason), the file's outputs differ from torch's, or
             the file exists or cannot be written.
     """
     check_deploy()
     batch = inputs if len(inputs) > 1 else torch.cat([inputs, inputs])  # 1 would become fixed
+    hint = f"; {remedy}" if remedy else ""
     with atomic_path(path, overwrite=overwrite) as temporary:
         with evaluating(model):
-            _export(model, batch, temporary)
-            differences = [_difference(model, each, temporary) for each in (batch, batch[:1])]
+            _export(model, batch, temporary, hint)
+            differences = [_difference(model, each, temporary, hint) for each in (batch, batch[:1])]
         worst = max(differences)
         if not worst <= tolerance:  # so written that nan is refused, too
             raise InputError(
@@ -90,7 +96,7 @@ def to_onnx(
     return worst
 
 
-def _export(model: nn.Module, inputs: Tensor, path: Path) -> None:
+def _export(model: nn.Module, inputs: Tensor, path: Path, hint: str) -> None:
     batch = torch.export.Dim("batch")
     try:
         with _quiet():
@@ -99,20 +105,27 @@ def _export(model: nn.Module, inputs: Tensor, path: Path) -> None:
             )
             program.save(str(path))
     except Exception as error:  # of the exporter, of onnxscript, of the network
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        short = reason if len(reason) < _LONGEST else f"{reason[: _LONGEST - 1]}…"
         raise InputError(
-            f"{type(model).__name__}: torch.onnx cannot export it ({short}); leave out --onnx"
+            f"{type(model).__name__}: torch.onnx cannot export it ({_reason(error)}){hint}"
         ) from error
 
 
-def _difference(model: nn.Module, inputs: Tensor, path: Path) -> float:
+def _reason(error: BaseException) -> str:
+    """What the exporter stumbled over: the operator where it tells one, else its first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if missing := _MISSING.search(str(error)):
+        return f"ONNX has no operator for {missing[1]}"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return reason if len(reason) < _LONGEST else f"{reason[: _LONGEST - 1]}…"
+
+
+def _difference(model: nn.Module, inputs: Tensor, path: Path, hint: str) -> float:
     wanted = [each.numpy() for each in tensors_in(model(inputs))]
     found = _run(path, inputs.numpy())
     if [each.shape for each in wanted] != [each.shape for each in found]:
         raise InputError(
-            f"{path.name}: onnxruntime gives {_shapes(found)}, torch {_shapes(wanted)};"
-            " leave out --onnx"
+            f"{path.name}: onnxruntime gives {_shapes(found)}, torch {_shapes(wanted)}{hint}"
         )
     return max((_relative(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
 

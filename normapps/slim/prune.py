@@ -201,7 +201,7 @@ def _write(work: _Work, evidence: Evidence, moved: Recalibration | None, out: Pa
         work.clock("reading back", lambda: _check_same(folder, slimmed.model, work.inputs))
         onnx = None
         if options.onnx:
-            onnx = work.clock("ONNX", lambda: to_onnx(slimmed.model, work.inputs, folder / ONNX))
+            onnx = work.clock("ONNX", lambda: _to_onnx(slimmed.model, work.inputs, folder / ONNX))
         facts = dataclasses.replace(_facts(work, moved, onnx), following=following)
         told.append((prune_report(evidence, verdict, facts), facts))
         write_report(folder, told[0][0])
@@ -217,6 +217,10 @@ def _write(work: _Work, evidence: Evidence, moved: Recalibration | None, out: Pa
         complete=complete,
     )
     return PruneReport(folder, verdict, *told[0], evidence)
+
+
+def _to_onnx(model: nn.Module, inputs: Tensor, path: Path) -> float:
+    return to_onnx(model, inputs, path, remedy="leave out --onnx")
 
 
 def _check_same(folder: Path, model: nn.Module, inputs: Tensor) -> None:

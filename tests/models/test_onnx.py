@@ -82,6 +82,16 @@ def test_what_cannot_be_exported_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    class Bessel(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    line = r"Bessel: torch\.onnx cannot export it \(ONNX has no operator for prims\.bessel_j0\); go"
+    with pytest.raises(InputError, match=line):
+        to_onnx(Bessel(), _inputs(), tmp_path / "net.onnx", remedy="go on without")
+
+
 def test_without_the_extra_there_is_one_line_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
