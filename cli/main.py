@@ -5,29 +5,63 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections import UserDict
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from normapps import NormappsError, UsageError, __version__
 from normapps.engine.allocator import keep_freed_memory
 
-from . import adapt, doctor, models, norm, slim, style, stylize
+COMMANDS = {
+    "stylize": "stylize:stylize",
+    "doctor": "doctor:doctor",
+    "style": "style:app",
+    "norm": "norm:app",
+    "adapt": "adapt:app",
+    "slim": "slim:app",
+    "models": "models:app",
+}
+"""Name → `module:command` of this package, in the order of `--help`; see `_LazyGroup`."""
+
+
+class _Lazy(UserDict[str, Any]):
+    """Commands by name, each imported when it is asked for: half of what a short command takes."""
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.data[name]
+        if isinstance(value, str):
+            value = self.data[name] = _imported(name, value)
+        return value
+
+
+class _LazyGroup(TyperGroup):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = _Lazy(COMMANDS)
+
+
+def _imported(name: str, place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    found = getattr(import_module(f".{module}", __package__), attribute)
+    parent = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        parent.add_typer(found, name=name)
+    else:
+        parent.command(name)(found)
+    return typer.main.get_group(parent).commands[name]
+
 
 app = typer.Typer(
     name="normapps",
+    cls=_LazyGroup,
     help="Applications of normalization layers: stylize, adapt, slim, quantize, generate.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
 )
-app.command()(stylize.stylize)
-app.command()(doctor.doctor)
-app.add_typer(style.app, name="style")
-app.add_typer(norm.app, name="norm")
-app.add_typer(adapt.app, name="adapt")
-app.add_typer(slim.app, name="slim")
-app.add_typer(models.app, name="models")
 
 
 def main() -> None:
