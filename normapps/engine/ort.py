@@ -69,16 +69,8 @@ def open_session(
         InputError: the file is missing, is no ONNX, holds an operator that onnxruntime lacks, or
             has not exactly one input.
     """
-    runtime = _runtime()
-    name = "ONNX model" if isinstance(model, bytes) else os.fspath(model)
-    if not isinstance(model, bytes) and not os.path.isfile(model):
-        raise InputError(f"{name}: no such file")
-    source = model if isinstance(model, bytes) else name
-    options = _options(runtime, threads, optimized)
-    try:
-        session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no base
-        raise InputError(f"{name}: onnxruntime cannot open it ({shortened(error)})") from error
+    name = _name(model)
+    session = inference_session(model, threads=threads, optimized=optimized)
     if len(session.get_inputs()) != 1:
         names = ", ".join(each.name for each in session.get_inputs())
         raise InputError(f"{name}: must have one input, has {names or 'none'}")
@@ -88,10 +80,36 @@ def open_session(
     return Session(name, session, only.name, shape, outputs)
 
 
+def inference_session(
+    model: str | os.PathLike[str] | bytes,
+    *,
+    threads: int | None = None,
+    optimized: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Open an ONNX file of any inputs as onnxruntime's own session, as `open_session` does.
+
+    Raises:
+        NormappsError, InputError: as `open_session` does, but for the number of inputs.
+    """
+    runtime, name = _runtime(), _name(model)
+    if not isinstance(model, bytes) and not os.path.isfile(model):
+        raise InputError(f"{name}: no such file")
+    source = model if isinstance(model, bytes) else name
+    options = _options(runtime, threads, optimized)
+    try:
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes share no base
+        raise InputError(f"{name}: onnxruntime cannot open it ({shortened(error)})") from error
+
+
 def shortened(error: BaseException) -> str:
     """Return an error of onnx or onnxruntime in one line of bounded length."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return reason if len(reason) < _LONGEST else f"{reason[: _LONGEST - 1]}…"
+
+
+def _name(model: str | os.PathLike[str] | bytes) -> str:
+    return "ONNX model" if isinstance(model, bytes) else os.fspath(model)
 
 
 def _runtime() -> Any:
