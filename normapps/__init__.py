@@ -11,13 +11,26 @@ from .errors import InputError, NormappsError, UsageError
 
 if TYPE_CHECKING:
     from .models.folder import load_model as load_model
+    from .models.onnx_folder import OnnxModel as OnnxModel
     from .style.stylizer import Stylizer as Stylizer
 
 __version__ = "0.1.0"
 
-_LAZY = {"Stylizer": "style.stylizer", "load_model": "models.folder"}
+_LAZY = {
+    "OnnxModel": "models.onnx_folder",
+    "Stylizer": "style.stylizer",
+    "load_model": "models.folder",
+}
 
-__all__ = ["InputError", "NormappsError", "Stylizer", "UsageError", "__version__", "load_model"]
+__all__ = [
+    "InputError",
+    "NormappsError",
+    "OnnxModel",
+    "Stylizer",
+    "UsageError",
+    "__version__",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "normapps-model", 1
 WEIGHTS, MANIFEST = "model.safetensors", "model.json"
+ONNX_FORMAT = "normapps-onnx"
+"""The format of folders that `OnnxModel` opens."""
 
 BUILDERS = {
     "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
@@ -95,7 +97,7 @@ def save_model(
     target = Path(folder)
     _resolve(builder)
     check_target(target, overwrite)
-    with _replaced(target) as temporary:
+    with replaced_folder(target) as temporary:
         write_weights(temporary / WEIGHTS, model)
         hashes = {WEIGHTS: sha256(temporary / WEIGHTS)}
         manifest = Manifest(builder, arguments, hashes, preprocessing or {}, list(history))
@@ -132,7 +134,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         InputError: the folder or file is missing, is no manifest, or is of a newer version.
     """
     path = Path(folder) / MANIFEST
-    values = _read_json(path)
+    values = read_json(path)
+    if isinstance(values, dict) and values.get("format") == ONNX_FORMAT:
+        raise InputError(
+            f"{path.parent}: is an ONNX model, which onnxruntime runs and not torch:"
+            f" normapps.OnnxModel({os.fspath(folder)!r}).run(images)"
+        )
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError(f'{path}: is no model manifest ("format" is not "{FORMAT}")')
     version = values.get("version")
@@ -232,7 +239,12 @@ def first_of(said: Sequence[str]) -> str:
     return said[0] + (f" and {len(said) - 1} more" if len(said) > 1 else "")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a folder's `MANIFEST`.
+
+    Raises:
+        InputError: the folder or the file is missing, or is no JSON.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder")
     if not path.is_file():
@@ -312,8 +324,14 @@ def check_target(folder: str | os.PathLike[str], overwrite: bool = False) -> Non
 
 
 @contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
-    """Yield a copy of the folder (or an empty one) that takes its place in the end."""
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield a copy of a folder (or an empty one) that takes its place in the end.
+
+    What is raised inside the block leaves the folder as it was.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))

@@ -3,6 +3,7 @@
 The arithmetic of timm's and torchvision's evaluation transforms, to the bit: Pillow's antialiased
 filters on 8-bit pixels, their rounding of sizes and offsets, then float32. It is in two halves,
 so that batches travel to the device as bytes.
+Only tensors need torch: `to_array` does the same without it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from ..data.picture import Picture
 from ..errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STANDARD = "ImageNet standard"
@@ -158,15 +160,28 @@ class Preprocessing:
         """
         return self.normalize(self.cut(picture))
 
+    def to_array(self, picture: np.ndarray) -> np.ndarray:
+        """Do what `apply` does, to the bit, without torch: (channels, height, width) float32."""
+        mean, std = (
+            np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std)
+        )
+        values = self._pixels(picture).astype(np.float32) / np.float32(255)
+        return np.asarray((values - mean) / std)
+
     def cut(self, picture: np.ndarray) -> Tensor:
         """Do the first half of `apply`: (channels, height, width) uint8."""
+        import torch
+
+        return torch.from_numpy(self._pixels(picture))
+
+    def _pixels(self, picture: np.ndarray) -> np.ndarray:
         if self.channels not in (1, 3):
             raise InputError(f"a network of {self.channels} input channels takes no pictures")
         image = Image.fromarray(np.ascontiguousarray(Picture(picture).pixels))
         if self.channels == 1:
             image = image.convert("L")
         pixels = np.asarray(self._crop(self._scale(image)))
-        return torch.from_numpy(pixels.reshape(*self.size, -1).transpose(2, 0, 1).copy())
+        return pixels.reshape(*self.size, -1).transpose(2, 0, 1).copy()
 
     def normalize(self, cut: Tensor) -> Tensor:
         """Do the second half of `apply`, on whichever device `cut` is.
@@ -177,6 +192,8 @@ class Preprocessing:
         Returns:
             float32 of the same shape.
         """
+        import torch
+
         mean, std = (
             torch.tensor(values, device=cut.device)[:, None, None]
             for values in (self.mean, self.std)
@@ -273,6 +290,8 @@ def _trimmed(image: Image.Image) -> Image.Image:
 
 def _input_channels(model: nn.Module) -> int:
     """Channels of the first convolution; a stem that rearranges pixels first tells nothing."""
+    from torch import nn
+
     convs = (m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
     first = next(convs, None)
     return 1 if first is not None and first.in_channels == 1 else 3
