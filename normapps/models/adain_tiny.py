@@ -20,6 +20,9 @@ from ..norm import INSTANCE, Moments, adain
 Levels = tuple[Moments, Moments]
 """Instance moments at ¼ and ⅛ resolution."""
 
+Film = tuple[Tensor, Tensor]
+"""Scale and shift, (N, C) each, of the channels inside a block (FiLM)."""
+
 STRIDES = (4, 8)
 STRIDE = 8
 """Sizes given to `AdainTiny.encode` must be multiples of it."""
@@ -83,18 +86,30 @@ class AdainTiny(nn.Module):
         Returns:
             (N, 3, H, W) image, about [0, 1]; not clamped.
         """
-        fine_own, coarse_own = own or (None, None)
-        films = self.modulation(style)
-        x = adain(features[1], style[1], own=coarse_own)
+        own_fine, own_coarse = own or (None, None)
+        fine = adain(features[0], style[0], own=own_fine)
+        coarse = adain(features[1], style[1], own=own_coarse)
+        x = self.draw(fine, coarse, self.modulation(numbers_of(style)))
+        out: Tensor = self.image(F.pixel_shuffle(x, 2))
+        return out
+
+    def draw(self, fine: Tensor, coarse: Tensor, films: Sequence[Film]) -> Tensor:
+        """Render features that have the style's moments, up to the layer before the last.
+
+        Args:
+            fine, coarse: features at ¼ and ⅛ resolution.
+            films: what `modulation` predicts from the style.
+
+        Returns:
+            (N, 32, H/2, W/2): after a pixel-shuffle the input of the convolution `image`.
+        """
+        x = coarse
         for block, film in zip(self.coarse_decoder, films[:2], strict=True):
             x = block(x, film)
         x = F.interpolate(self.up(F.relu(x)), scale_factor=2, mode="bilinear")
-        x = x + adain(features[0], style[0], own=fine_own)
-        x = self.fine_decoder[0](x, films[2])
+        x = self.fine_decoder[0](x + fine, films[2])
         x = F.pixel_shuffle(F.relu_(_modulate(self.shuffle_half(F.relu(x)), films[3])), 2)
-        x = F.pixel_shuffle(F.relu_(self.shuffle_full(x)), 2)
-        out: Tensor = self.image(x)
-        return out
+        return F.relu_(self.shuffle_full(x))
 
     def forward(self, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Stylize and, for training, reconstruct.
@@ -120,6 +135,11 @@ def moments(features: Sequence[Tensor], weights: Sequence[Tensor | None] = (None
     return fine, coarse
 
 
+def numbers_of(style: Levels) -> Tensor:
+    """Return what the modulation reads: (N, 2·(width + deep)) means and deviations of both levels."""
+    return torch.cat([x for part in style for x in (part.mean, part.std(1e-5))], 1)
+
+
 class _Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))), the inner features scaled and shifted by a condition."""
 
@@ -128,7 +148,7 @@ class _Residual(nn.Module):
         self.first = _conv(channels, channels)
         self.second = _conv(channels, channels)
 
-    def forward(self, x: Tensor, film: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, film: Film | None = None) -> Tensor:
         inner = _modulate(self.first(F.relu(x)), film)
         out: Tensor = x + self.second(F.relu_(inner))
         return out
@@ -145,8 +165,7 @@ class _Modulation(nn.Module):
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
 
-    def forward(self, style: Levels) -> list[tuple[Tensor, Tensor]]:
-        numbers = torch.cat([x for part in style for x in (part.mean, part.std(1e-5))], 1)
+    def forward(self, numbers: Tensor) -> list[Film]:
         films = self.heads(F.relu(self.body(numbers.to(self.body.weight.dtype))))
         scales_and_shifts = (film.chunk(2, 1) for film in films.split(self.outputs, 1))
         return [(scale, shift) for scale, shift in scales_and_shifts]
@@ -159,7 +178,7 @@ def _unshuffle(image: Tensor, side: int) -> Tensor:
     return cells.reshape(n, h // side, w // side, c * side**2).permute(0, 3, 1, 2)
 
 
-def _modulate(x: Tensor, film: tuple[Tensor, Tensor] | None) -> Tensor:
+def _modulate(x: Tensor, film: Film | None) -> Tensor:
     if film is None:
         return x
     scale, shift = (part[..., None, None] for part in film)
