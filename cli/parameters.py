@@ -22,7 +22,8 @@ def with_options(kind: type[Any]) -> Callable[[Command], Command]:
 
     The command keeps its own parameters and takes one more, `options: kind`. Names, defaults,
     choices and help texts come from the fields; a field that is a tuple may be given repeatedly,
-    a bool has `--name` and `--no-name`. What the class refuses ends as a usage error, exit code 2.
+    a bool has `--name` and `--no-name`, a `bool | None` too, None where neither is given. What the
+    class refuses ends as a usage error, exit code 2.
     """
 
     def decorate(command: Command) -> Command:
@@ -60,8 +61,8 @@ def _parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
 def _option(field: dataclasses.Field[Any], hint: Any) -> Any:
     name = flag(field.name)
     others = [each for key in ("short", "also") if (each := field.metadata.get(key))]
-    if hint is bool:
-        name = f"{name}/--no-{name[2:]}"
+    if hint in (bool, bool | None):
+        name = f"{name}/{field.metadata.get('no') or f'--no-{name[2:]}'}"
     return typer.Option(
         list(field.default) if isinstance(field.default, tuple) else field.default,
         *[name, *others],

@@ -25,6 +25,7 @@ def option(
     choices: tuple[str, ...] = (),
     short: str = "",
     also: str = "",
+    no: str = "",
     low: float | None = None,
     high: float | None = None,
     pattern: str = "",
@@ -38,10 +39,11 @@ def option(
         choices: the allowed values of a string option.
         short: a one-letter flag such as `-o`.
         also: a second long flag, by which others call the same.
+        no: the flag that says no to a bool, such as `--per-tensor`; without it `--no-NAME`.
         low, high: the closed range of a number.
         pattern: regular expression that the whole text must match; `help` says it in words.
     """
-    names = {"help": help, "short": short, "also": also}
+    names = {"help": help, "short": short, "also": also, "no": no}
     values = {"choices": choices, "low": low, "high": high, "pattern": pattern}
     return dataclasses.field(default=default, metadata={**names, **values})
 

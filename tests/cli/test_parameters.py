@@ -29,6 +29,8 @@ class PaintOptions:
     weights: tuple[float, ...] = option((0.5, 0.25), "of the styles")
     overwrite: bool = option(False, "replace files")
     name: str = option("x", "of the result")
+    per_stroke: bool = option(True, "a colour a stroke", no="--per-picture")
+    varnish: bool | None = option(None, "a last layer (where there is none)")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -102,12 +104,29 @@ def test_a_bool_can_be_denied() -> None:
     assert not seen[0][1].overwrite
 
 
+def test_the_other_choice_has_a_name_of_its_own() -> None:
+    assert _run("paint", "a", "--per-picture").exit_code == 0
+    assert not seen[0][1].per_stroke
+    assert _run("paint", "a", "--no-per-stroke").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"), [((), None), (("--varnish",), True), (("--no-varnish",), False)]
+)
+def test_a_bool_may_be_left_open(flags: tuple[str, ...], value: bool | None) -> None:
+    assert _run("paint", "a", *flags).exit_code == 0
+    assert seen[0][1].varnish is value
+
+
 def test_help_shows_names_defaults_choices_and_ranges() -> None:
     shown = " ".join(_run("paint", "--help").output.split())
     for text in (
         "-o, --out",
         "--style-size",
         "--overwrite / --no-overwrite",
+        "--per-stroke / --per-picture",
+        "[default: per-stroke]",
+        "--varnish / --no-varnish",
         "none|luma",
         "warm|cold",
         "strength (0 to 1) [default: 1.0]",

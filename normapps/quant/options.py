@@ -1,0 +1,105 @@
+"""Options of `normapps quantize`. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..models.options import PictureOptions
+from ..options import device_option, flag, option
+
+BACKENDS = ("onnxruntime",)
+RANGES = ("min-max", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(PictureOptions):
+    """How a network is quantized, and what it is judged with.
+
+    Raises:
+        InputError: a value out of range, neither pictures nor `--data-free`, or an option that
+            would do nothing beside another; the line names the flags.
+    """
+
+    data: str | None = option(
+        None,
+        "pictures: some calibrate, the others judge, and class folders give accuracy; with"
+        " --data-free all of them judge",
+    )
+    data_free: bool = option(
+        False, "take the ranges from the batch norms' statistics, without any picture"
+    )
+    distill: int = option(
+        0, "with --data-free: make so many pictures that match the statistics, for the ranges", low=0
+    )
+    backend: str = option("onnxruntime", "what the int8 network is for", choices=BACKENDS)
+    per_channel: bool = option(
+        True, "a scale for each output channel of a weight, or one for it all", no="--per-tensor"
+    )
+    ranges: str = option(
+        "min-max",
+        "how pictures give ranges: all that was seen, a percentile of it, or the least square"
+        " error",
+        choices=RANGES,
+    )
+    calibration: int = option(128, "pictures for the ranges, half of --data at most", low=1)
+    equalize: bool | None = option(
+        None,
+        "even out the ranges of channels, and absorb large biases (unless --per-channel, which"
+        " needs it little)",
+    )
+    bias_correction: bool | None = option(
+        None, "take back what rounded weights shift on average (unless --per-channel)"
+    )
+    bn_reestimate: bool = option(
+        False, "measure the batch norms' statistics anew behind rounded weights, on --data"
+    )
+    finetune: int = option(
+        0, "steps of training with rounded weights, taught by the float network on --data", low=0
+    )
+    mixed: bool = option(False, "leave layers in float32 until less than --max-drop is lost")
+    max_drop: float = option(
+        0.01, "accuracy, or share of the answers, that may be lost", low=0, high=1
+    )
+    reduce_range: bool = option(
+        False, "weights of 7 bits, for processors without VNNI, where 8 may overflow"
+    )
+    batch_size: int = option(32, "pictures at a time", low=1)
+    limit: int | None = option(None, "take this many pictures, evenly spread", low=2)
+    latency: bool = option(True, "time torch, ONNX Runtime and int8 at batch 1 and 8")
+    device: str = device_option()
+    overwrite: bool = option(False, "replace an existing folder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is None and not self.data_free:
+            raise InputError(
+                "no --data: name pictures to calibrate with, or take ranges without any by"
+                " --data-free"
+            )
+        if self.distill and not self.data_free:
+            raise InputError(f"--distill {self.distill}: is a way of --data-free; give that too")
+        if self.data_free and self.ranges != "min-max" and not self.distill:
+            raise InputError(
+                f"--ranges {self.ranges} --data-free: statistics give one range; add --distill N"
+            )
+        for name in ("bn_reestimate", "finetune"):
+            if getattr(self, name) and not self.calibrates:
+                raise InputError(f"{flag(name)} --data-free: needs pictures to learn from")
+        if self.data is None and self.limit is not None:
+            raise InputError(f"--limit {self.limit}: there are no pictures; name them by --data")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether some of the pictures give ranges."""
+        return self.data is not None and not self.data_free
+
+    @property
+    def equalizes(self) -> bool:
+        """Whether ranges are evened out: where nothing is said, with one scale a weight."""
+        return not self.per_channel if self.equalize is None else self.equalize
+
+    @property
+    def corrects(self) -> bool:
+        """Whether biases are corrected: where nothing is said, with one scale a weight."""
+        return not self.per_channel if self.bias_correction is None else self.bias_correction
