@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.device import evaluating
+from ..engine.ort import inference_session
 from ..errors import InputError, NormappsError
 from ..files import atomic_path
 from ..norm.nesting import tensors_in
 
 TOLERANCE = 1e-4
 """Largest difference that is rounding: float32 sums in another order, through a hundred layers."""
+
+Dynamic = tuple[tuple[int, ...], ...]
+"""For each input of a network the dimensions whose size stays open."""
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
@@ -49,14 +53,18 @@ def check_deploy() -> None:
 
 def to_onnx(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | tuple[Tensor, ...],
     path: str | os.PathLike[str],
     *,
+    dynamic: Dynamic | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
     remedy: str = "",
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> float:
-    """Write a network as ONNX for batches of any size, and compare it with torch.
+    """Write a network as ONNX, for batches of any size if not told otherwise, and compare it.
 
     The file is run by onnxruntime on the CPU, on the whole batch and on its first picture, before
     it gets its name: either it is right, or it is not there.
@@ -64,12 +72,17 @@ def to_onnx(
     Args:
         model: in float32, on the CPU; it stays as it is.
         inputs: (N, C, H, W) float32 that look like what the network will see; height and width
-            are fixed in the file.
+            are fixed in the file. Or the network's several inputs; `dynamic` says what is open.
         path: file to write.
+        dynamic: for each input the dimensions whose size stays open, as `((0, 2, 3),)`; the inputs
+            then stand for all sizes. None: the first one of the only input.
         tolerance: the largest difference of an output, relative to the largest value that torch
             gives in it.
         overwrite: replace an older file.
         remedy: what to do where there can be no file, for the message: `leave out --onnx`.
+        opset: version of ONNX's operators; the exporter's own choice if None.
+        metadata: texts by name, to be read from the file by whoever runs it.
+        finish: called with the file, still under another name, to change it before it is run.
 
     Returns:
         The largest relative difference found.
@@ -81,13 +94,14 @@ def to_onnx(
             the file exists or cannot be written.
     """
     check_deploy()
-    batch = inputs if len(inputs) > 1 else torch.cat([inputs, inputs])  # 1 would become fixed
+    cases = _cases(inputs, dynamic)
     hint = f"; {remedy}" if remedy else ""
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        with evaluating(model):
-            _export(model, batch, temporary, hint)
-            differences = [_difference(model, each, temporary, hint) for each in (batch, batch[:1])]
-        worst = max(differences)
+    with atomic_path(path, overwrite=overwrite) as temporary, evaluating(model):
+        program = _exported(model, cases[0], dynamic, opset, hint)
+        _save(program, temporary, metadata or {})
+        if finish is not None:
+            finish(temporary)
+        worst = max(_difference(model, case, temporary, hint) for case in cases)
         if not worst <= tolerance:  # so written that nan is refused, too
             raise InputError(
                 f"{path}: onnxruntime's outputs differ from torch's by {worst:.1e} of the largest,"
@@ -96,18 +110,56 @@ def to_onnx(
     return worst
 
 
-def _export(model: nn.Module, inputs: Tensor, path: Path, hint: str) -> None:
-    batch = torch.export.Dim("batch")
+def _cases(
+    inputs: Tensor | tuple[Tensor, ...], dynamic: Dynamic | None
+) -> list[tuple[Tensor, ...]]:
+    """What is run to compare: the inputs, and where any batch is allowed one picture, too."""
+    several = inputs if isinstance(inputs, tuple) else (inputs,)
+    if dynamic is not None:
+        return [several]
+    batch = several[0]
+    if len(batch) == 1:  # the exporter would take it for a fixed size
+        batch = torch.cat([batch, batch])
+    return [(batch,), (batch[:1],)]
+
+
+def _exported(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dynamic: Dynamic | None,
+    opset: int | None,
+    hint: str,
+) -> Any:
     try:
         with _quiet():
-            program: Any = torch.onnx.export(
-                model, (inputs,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+            return torch.onnx.export(
+                model,
+                inputs,
+                dynamo=True,
+                dynamic_shapes=_shapes_of(dynamic),
+                opset_version=opset,
+                verbose=False,
             )
-            program.save(str(path))
     except Exception as error:  # of the exporter, of onnxscript, of the network
         raise InputError(
             f"{type(model).__name__}: torch.onnx cannot export it ({_reason(error)}){hint}"
         ) from error
+
+
+def _shapes_of(dynamic: Dynamic | None) -> tuple[Any, ...]:
+    """What torch.export takes; sizes that are open may depend on each other."""
+    if dynamic is None:
+        return ({0: torch.export.Dim("batch")},)
+    return tuple({i: torch.export.Dim.DYNAMIC for i in each} or None for each in dynamic)
+
+
+def _save(program: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the file without the lines of code, and their folders, that each node came from."""
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    program.model.metadata_props.update(metadata)
+    program.save(str(path))
 
 
 def _reason(error: BaseException) -> str:
@@ -120,9 +172,9 @@ def _reason(error: BaseException) -> str:
     return reason if len(reason) < _LONGEST else f"{reason[: _LONGEST - 1]}…"
 
 
-def _difference(model: nn.Module, inputs: Tensor, path: Path, hint: str) -> float:
-    wanted = [each.numpy() for each in tensors_in(model(inputs))]
-    found = _run(path, inputs.numpy())
+def _difference(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, hint: str) -> float:
+    wanted = [each.numpy() for each in tensors_in(model(*inputs))]
+    found = _run(path, *(each.numpy() for each in inputs))
     if [each.shape for each in wanted] != [each.shape for each in found]:
         raise InputError(
             f"{path.name}: onnxruntime gives {_shapes(found)}, torch {_shapes(wanted)}{hint}"
@@ -136,14 +188,11 @@ def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
     return apart / largest if largest else apart
 
 
-def _run(path: Path, inputs: np.ndarray) -> list[np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return [np.asarray(each) for each in session.run(None, {session.get_inputs()[0].name: inputs})]
+def _run(path: Path, *inputs: np.ndarray) -> list[np.ndarray]:
+    session = inference_session(path, threads=torch.get_num_threads())
+    names = [each.name for each in session.get_inputs()]
+    given = dict(zip(names, inputs, strict=True))
+    return [np.asarray(each) for each in session.run(None, given)]
 
 
 def _shapes(values: Sequence[np.ndarray]) -> str:
