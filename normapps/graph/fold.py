@@ -1,0 +1,357 @@
+"""fold_batchnorm_: batch norms, and whatever is a fixed map at inference, go into their layers.
+
+γ·(Wx + b − μ)/√(σ²+ε) + β is a convolution again (Jacob et al. 2018, sec. 3.2, for one). Where a
+norm stands is found by running the network once; that the folded one computes the same is proven
+by running both, and what cannot be proven stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..norm.convert.fusing import FUSERS
+from ..norm.convert.placing import place_
+from ..norm.convert.sites import Site, find_sites
+from ..norm.convert.successor import Successor, share_hooks
+from ..norm.layers.whitening import Whitening
+from ..norm.moments import Moments
+from ..norm.nesting import detached_copy
+from ..norm.partition import BATCH
+from ..norm.undo import Undo
+from .comparison import difference_of
+from .flow import Flow, trace_flow
+from .fold_affine import Affine, affine_of, is_population_norm, reason_against
+from .fold_layers import change_inputs_, change_outputs_, fits_before, fits_behind, pads_with_zeros
+from .fold_places import Finder, Place, StaysError
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+"""Largest relative difference of the outputs that is taken for rounding, by precision."""
+
+TRIALS = 64
+"""Comparisons that the search for guilty norms makes: about 2 log₂(norms) for each guilty one."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One norm layer that was folded.
+
+    Attributes:
+        norm: its name.
+        into: names of the layers it went into; its own name where it became one ("alone").
+        where: it stood "after" these layers, or "before" them; or "alone".
+    """
+
+    norm: str
+    into: tuple[str, ...]
+    where: str
+
+
+class Folding(Undo):
+    """What a fold did, and the way back: calling it restores every bit.
+
+    Attributes:
+        folded: one entry a norm layer, in the order they were folded.
+        left: name of each norm layer that stays, and why.
+        difference: of the outputs, max|a − b| / max|a|, by `difference_of`; NaN if not verified.
+        statistics: by the name of a layer that a norm was folded into from behind: the moments
+            (1, C) of its outputs, float64 on the CPU, count 0 as it is not known. Their mean is
+            β and their variance γ²·σ²/(σ²+ε), γ² but for channels that hardly vary. A mutable
+            dict, which later transformations keep true.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folded: tuple[Folded, ...] = ()
+        self.left: tuple[tuple[str, str], ...] = ()
+        self.difference = math.nan
+        self.statistics: dict[str, Moments] = {}
+
+    def __enter__(self) -> Folding:
+        return self
+
+
+def fold_batchnorm_(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...], *, verify: bool = True
+) -> Folding:
+    """Fold the norm layers with fixed statistics of a network into its convolutions, in place.
+
+    A norm goes into the convolution (grouped, depthwise, transposed, too) or linear layer whose
+    output it alone reads, else into those that alone read its own output, if that is exact: not
+    through padding with zeros, unless it shifts nothing. Its activation and dropout stay in its
+    place (timm's `BatchNormAct2d`, layers of ours), or an `nn.Identity`. Whitening layers go the
+    same way, or become a 1×1 convolution. Folded in float64, for inference: a network that is
+    trained further has no batch norm there any more.
+
+    Args:
+        model: any network with norm layers of torch, timm, torchvision or ours; its mode stays.
+        inputs: what `model(*inputs)` takes, on its device and not constant. Norms that do not run
+            on them stay.
+        verify: prove it on `inputs`, against a copy of the network as it was. Norms that make it
+            differ by more than `TOLERANCES` are found by halving, and stay.
+
+    Raises:
+        InputError: the network does not run on these inputs, is compiled, wrapped or scripted, or
+            does not give finite outputs, or not the same twice.
+
+    Example:
+        >>> folding = fold_batchnorm_(model, torch.randn(1, 3, 224, 224))
+        >>> print(folding.left, folding.difference)
+    """
+    return _fold_(model, inputs, detached_copy(model) if verify else None)
+
+
+def fold_batchnorm(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> tuple[nn.Module, Folding]:
+    """Return a folded copy of a network, and what was done to it; see `fold_batchnorm_`.
+
+    Raises:
+        InputError: as `fold_batchnorm_`.
+    """
+    folded = detached_copy(model)
+    return folded, _fold_(folded, inputs, model)
+
+
+def _fold_(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...], reference: nn.Module | None
+) -> Folding:
+    _refuse_wrapped(model)
+    folder = _Folder(model, inputs, reference)
+    if reference is not None:
+        folder.check_repeats()
+    while folder.round():
+        pass
+    folder.folding.left = tuple(folder.left())
+    return folder.folding
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """One norm layer's way into its layers."""
+
+    site: Site
+    affine: Affine
+    place: Place | None
+
+
+class _Folder:
+    """Folds round by round: what one fold lays bare, the next one finds."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Tensor | tuple[Any, ...], reference: nn.Module | None
+    ) -> None:
+        self.model, self.inputs, self.reference = model, inputs, reference
+        self.folding = Folding()
+        self.tolerance = TOLERANCES.get(_dtype(model), 1e-4)
+        self.trials = TRIALS
+        self.unproven: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+
+    def check_repeats(self) -> None:
+        """Check that the network can be compared at all.
+
+        Raises:
+            InputError: its outputs are not finite, or not the same twice.
+        """
+        self.folding.difference = self._difference()
+        if not self.folding.difference <= self.tolerance:
+            raise InputError(
+                f"{type(self.model).__name__} cannot be verified: its outputs are not finite, or "
+                "differ from call to call; give other inputs, or verify=False"
+            )
+
+    def round(self) -> bool:
+        """Fold what can be folded now; returns whether anything was."""
+        sites = [site for site in find_sites(self.model) if is_population_norm(site)]
+        flow = trace_flow(self.model, self.inputs) if sites else Flow()
+        self.reasons, plans = {}, []
+        finder = Finder(self.model, flow)
+        for site in sites:
+            try:
+                plans.append(self._planned(site, finder))
+            except StaysError as error:
+                self.reasons[site.name] = str(error)
+        return self._settle(plans, "")
+
+    def left(self) -> list[tuple[str, str]]:
+        """Return the norm layers that stay, with reasons, in the order of the network."""
+        return [(name, why + _hint(self.model, name)) for name, why in self.reasons.items()]
+
+    def _planned(self, site: Site, finder: Finder) -> _Plan:
+        if site.name in self.unproven:
+            raise StaysError(self.unproven[site.name])
+        if why := reason_against(site):
+            raise StaysError(why)
+        if site.module is self.model:
+            raise StaysError("is the network itself")
+        affine = affine_of(site)
+        reasons = []
+        for choose in (_after, _before):
+            try:
+                return _Plan(site, affine, choose(site, affine, finder))
+            except StaysError as error:
+                reasons.append(str(error))
+        if isinstance(site.module, Whitening):
+            return _Plan(site, affine, None)
+        raise StaysError("; ".join(dict.fromkeys(reasons)))
+
+    def _settle(self, plans: Sequence[_Plan], reason: str) -> bool:
+        """Fold these, or those of them that can be proven; returns whether any was folded."""
+        if not plans:
+            return False
+        if reason and self.trials <= 0:
+            reason = f"not proven within {TRIALS} trials; together: {reason}"
+            self._stay(plans, reason)
+            return False
+        undo, before = Undo(), self.folding.folded
+        for plan in plans:
+            self._apply(plan, undo)
+        why = self._wrong()
+        if not why:
+            self.folding.add(undo)
+            return True
+        undo()
+        self.folding.folded = before
+        if len(plans) == 1:
+            self._stay(plans, why)
+            return False
+        half = len(plans) // 2
+        done = [self._settle(part, why) for part in (plans[:half], plans[half:])]
+        return any(done)
+
+    def _stay(self, plans: Sequence[_Plan], why: str) -> None:
+        self.unproven |= {plan.site.name: why for plan in plans}
+        self.reasons |= {plan.site.name: why for plan in plans}
+
+    def _wrong(self) -> str:
+        """What is wrong with the network as it is folded now; nothing if it is proven."""
+        if self.reference is None:
+            return ""
+        self.trials -= 1
+        try:
+            difference = self._difference()
+        except Exception as error:  # somebody else's forward may raise anything
+            return " ".join(f"folded, it raises {type(error).__name__}: {error}".split())[:200]
+        if not difference <= self.tolerance:
+            return f"folded, the output differs by {difference:.2g} of its size"
+        self.folding.difference = difference
+        return ""
+
+    def _difference(self) -> float:
+        if self.reference is None:
+            return math.nan
+        return difference_of(self.reference, self.model, self.inputs, self.tolerance)
+
+    def _apply(self, plan: _Plan, undo: Undo) -> None:
+        name, place = plan.site.name, plan.place
+        if place is None:
+            self._place_alone(plan, undo)
+            return
+        for into, index in place.channels.items():
+            layer: Any = self.model.get_submodule(into)
+            part = plan.affine.at(index)
+            if place.where == "after":
+                change_outputs_(layer, part, undo)
+                self._note(into, part, undo)
+            else:
+                change_inputs_(layer, part, undo)
+        place_(self.model, [(plan.site, Successor(_rest(plan.site.module)))], undo)
+        self.folding.folded += (Folded(name, tuple(place.channels), place.where),)
+
+    def _place_alone(self, plan: _Plan, undo: Undo) -> None:
+        layer: Any = plan.site.module
+        place_(self.model, [(plan.site, Successor(layer.fold()))], undo)
+        self.folding.folded += (Folded(plan.site.name, (plan.site.name,), "alone"),)
+
+    def _note(self, name: str, affine: Affine, undo: Undo) -> None:
+        statistics = self.folding.statistics
+        before = statistics.get(name)
+        count = torch.zeros(1, dtype=torch.float64)
+        statistics[name] = Moments(count, affine.mean[None], affine.var[None], None, BATCH)
+        undo.add(lambda: _put(statistics, name, before))
+
+
+def _after(site: Site, affine: Affine, finder: Finder) -> Place:
+    place = finder.after(site)
+    for name, index in place.channels.items():
+        if affine.is_full and len(index) != len(affine.shift):
+            raise StaysError("mixes the outputs of several layers")
+        if not fits_behind(finder.layers[name], affine.at(index)):
+            raise StaysError(f"mixes channels across the groups of '{name}'")
+    return place
+
+
+def _before(site: Site, affine: Affine, finder: Finder) -> Place:
+    if _carried(site.module):
+        raise StaysError("has an activation behind it")
+    place = finder.before(site)
+    for name, index in place.channels.items():
+        layer = finder.layers[name]
+        once = index.sort().values.equal(torch.arange(len(affine.shift)))
+        if affine.is_full and not once:
+            raise StaysError(f"mixes channels that '{name}' reads in other places, too")
+        if not fits_before(layer, affine.at(index)):
+            raise StaysError(f"mixes channels across the groups of '{name}'")
+        if bool(affine.shift.any()) and pads_with_zeros(layer):
+            raise StaysError(f"'{name}' pads with zeros, where it would add its shift")
+    return place
+
+
+def _carried(layer: nn.Module) -> list[nn.Module]:
+    """Dropout and activation that a norm layer carries."""
+    pieces = [layer._modules.get(name) for name in ("drop", "act")]
+    return [each for each in pieces if each is not None and not isinstance(each, nn.Identity)]
+
+
+def _rest(layer: nn.Module) -> nn.Module:
+    """What stands in a norm layer's place when it is folded."""
+    pieces = _carried(layer)
+    if any(vars(layer).get(name) for name in vars(layer) if "hooks" in name):
+        made: nn.Module = nn.Sequential(*pieces)
+        share_hooks(layer, made)
+    else:
+        made = pieces[0] if len(pieces) == 1 else nn.Sequential(*pieces)
+        made = made if pieces else nn.Identity()
+    made.training = layer.training
+    return made
+
+
+def _hint(model: nn.Module, name: str) -> str:
+    """What helps a norm in a block that can fold its branches itself."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        block = model.get_submodule(".".join(parts[:end]))
+        method = next((each for each in FUSERS if callable(getattr(type(block), each, None))), None)
+        if method is not None:
+            return f"; {'.'.join(parts[:end])}.{method}() folds the branches of its block"
+    return ""
+
+
+def _put(statistics: dict[str, Moments], name: str, value: Moments | None) -> None:
+    statistics.pop(name, None)
+    if value is not None:
+        statistics[name] = value
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The coarsest precision of a network's weights."""
+    dtypes = {each.dtype for each in model.parameters() if each.is_floating_point()}
+    return max(dtypes, key=lambda each: torch.finfo(each).eps, default=torch.float32)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("TorchScript cannot be folded; fold the model it was made of")
+    for name, module in model.named_modules():
+        said = f"module '{name}'" if name else "the model"
+        if hasattr(module, "_orig_mod"):
+            raise InputError(f"{said} is made by torch.compile; fold its `_orig_mod`")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(f"{said} is compiled in place; fold a model that is not")
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            raise InputError(f"{said} is {type(module).__name__}; fold its `module`")

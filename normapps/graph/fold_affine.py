@@ -1,0 +1,110 @@
+"""Affine: what a norm layer does at inference, where that is a fixed map of the channels."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..norm.condition import ConditionalLayer
+from ..norm.convert.sites import Site
+from ..norm.layers.batch import BatchNorm
+from ..norm.layers.tracking import Tracking
+from ..norm.layers.whitening import Whitening
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = factor·x + shift of C channels, in float64 on the CPU, and what it says of y.
+
+    Attributes:
+        factor: (C,), or (C, C) where channels are mixed.
+        shift: (C,).
+        mean, var: (C,) the moments of y where x has the norm layer's population: β and
+            γ²·σ²/(σ²+ε), which is γ² but for channels that hardly vary.
+    """
+
+    factor: Tensor
+    shift: Tensor
+    mean: Tensor
+    var: Tensor
+
+    @property
+    def is_full(self) -> bool:
+        """Whether channels are mixed."""
+        return self.factor.dim() == 2
+
+    def at(self, index: Tensor) -> Affine:
+        """Return the map of channels in another order, or of some of them only.
+
+        Args:
+            index: which channel stands at each place; all of them, once, where they are mixed.
+        """
+        factor = self.factor[index]
+        factor = factor[:, index] if self.is_full else factor
+        return Affine(factor, self.shift[index], self.mean[index], self.var[index])
+
+
+def is_population_norm(site: Site) -> bool:
+    """Whether a norm layer is one that a fold is expected of: it has, or should have, a population.
+
+    Layers that only measure their input (layer, group, instance, RMS norm) are not.
+    """
+    return isinstance(site.module, Tracking) or "batch" in site.kinds
+
+
+def reason_against(site: Site) -> str:
+    """Say why a norm layer is no fixed map of its channels; nothing if it is one."""
+    layer = site.module
+    if site.refusal:
+        return site.refusal
+    if isinstance(layer, ConditionalLayer):
+        return "normalizes by a condition; fold what is made for one (DomainModel.export(domain))"
+    if isinstance(layer, Tracking) and not isinstance(layer, BatchNorm | Whitening):
+        return "measures each input at inference, too"
+    if site.tensor("running_mean") is None:
+        return "keeps no statistics and measures each batch (track_running_stats=False)"
+    return ""
+
+
+@torch.no_grad()
+def affine_of(site: Site) -> Affine:
+    """Return what a norm layer does at inference.
+
+    Args:
+        site: of a layer that `reason_against` has nothing against.
+    """
+    if isinstance(site.module, Whitening):
+        return _of_whitening(site.module)
+    mean, var = (_wide(site.tensor(f"running_{name}"), site, 0.0) for name in ("mean", "var"))
+    gamma, beta = _wide(site.tensor("weight"), site, 1.0), _wide(site.tensor("bias"), site, 0.0)
+    inverse = (var + _eps(site.module)).rsqrt()
+    factor = gamma * inverse
+    return Affine(factor, beta - mean * factor, beta, (gamma * inverse).square() * var)
+
+
+def _of_whitening(layer: Whitening) -> Affine:
+    wide = copy.deepcopy(layer).cpu().double()
+    population = wide.population()
+    matrix, shift = wide.map(population)
+    factor, cov = (torch.block_diag(*each) for each in (matrix.double(), _cov(population.cov)))
+    shift, mean = shift.double().flatten(), population.mean.double().flatten()
+    return Affine(factor, shift, factor @ mean + shift, (factor @ cov * factor).sum(1))
+
+
+def _cov(cov: Tensor | None) -> Tensor:
+    if cov is None:
+        raise TypeError("a whitening layer keeps a covariance")
+    return cov.double()
+
+
+def _eps(layer: nn.Module) -> float:
+    return float(getattr(layer, "eps", 0.0))
+
+
+def _wide(tensor: Tensor | None, site: Site, default: float) -> Tensor:
+    if tensor is None:
+        return torch.full((site.num_features,), default, dtype=torch.float64)
+    return tensor.detach().cpu().double()
