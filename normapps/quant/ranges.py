@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, unknown
 
 METHODS = ("min-max", "percentile", "mse")
-"""`min-max` covers everything; `percentile` all but the outermost values; `mse` what costs least."""
+"""`min-max` covers all; `percentile` all but the outermost values; `mse` what costs least."""
 
 _BINS = 4096
 _CHUNK = 1 << 20
@@ -70,9 +70,7 @@ class Histogram:
             flat = flat.astype(np.float32 if flat.dtype == np.float16 else np.float64)
         if not flat.size:
             return
-        low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError(f"values from {low} to {high}: must be finite to have a range")
+        low, high = limits_of(flat)
         self._widen(low, high)
         self.zeros += flat.size - int(np.count_nonzero(flat))
         for start in range(0, flat.size, _CHUNK):
@@ -112,6 +110,18 @@ class Histogram:
         coarse = (indices >> min(self.level - other.level, 62)) - self.first
         filled = other.counts > 0
         np.add.at(self.counts, coarse[filled], other.counts[filled])
+
+
+def limits_of(values: np.ndarray) -> tuple[float, float]:
+    """Return the smallest and the largest of at least one value.
+
+    Raises:
+        InputError: a value is nan or infinite.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"values from {low} to {high}: must be finite to have a range")
+    return low, high
 
 
 def range_of(
@@ -159,7 +169,8 @@ def _bin_of(value: float, level: int) -> int:
 
 def _bins_of(values: np.ndarray, level: int) -> np.ndarray:
     scaled = values * values.dtype.type(math.ldexp(1.0, -level))  # exact: a power of two
-    return np.floor(scaled, out=scaled).astype(np.int32)  # at most 2^_FINEST
+    indices: np.ndarray = np.floor(scaled, out=scaled).astype(np.int32)  # at most 2^_FINEST
+    return indices
 
 
 def _quantile(histogram: Histogram, share: float) -> float:
