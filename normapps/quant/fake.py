@@ -125,11 +125,7 @@ def quantizable(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, nn
         InputError: there is none, a pattern fits none, or a layer's weight has no values yet or is
             computed by a parametrization.
     """
-    layers: dict[str, nn.Module] = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _ConvNd | nn.Linear)
-    }
+    layers = _weighted(model)
     if not layers:
         raise InputError(f"{type(model).__name__} has no convolution and no linear layer")
     for pattern in exclude:
@@ -157,12 +153,12 @@ def output_axis(layer: nn.Module) -> int:
 def input_grids(
     model: nn.Module, ranges: Ranges, *, bits: int = 8, exclude: Collection[str] = ()
 ) -> dict[str, Grid]:
-    """Return the grid of each layer's input, on the layer's device.
+    """Return the grid of each layer's input, on the layer's device; excluded ones have none.
 
     Raises:
         InputError: a range of what is no layer, or limits in the wrong order.
     """
-    known, layers = quantizable(model), quantizable(model, exclude)
+    known, layers = _weighted(model), quantizable(model, exclude)
     found = {}
     for name, (low, high) in ranges.items():
         if name not in known:
@@ -183,6 +179,11 @@ def rounding(grid: Grid) -> Callable[..., Any]:
         return args, options | {name: rounded(x, grid)}
 
     return hook
+
+
+def _weighted(model: nn.Module) -> dict[str, nn.Module]:
+    named = model.named_modules()
+    return {name: module for name, module in named if isinstance(module, _ConvNd | nn.Linear)}
 
 
 def _input_grid(name: str, low: float, high: float, bits: int) -> Grid:
