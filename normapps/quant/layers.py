@@ -18,8 +18,15 @@ from ..errors import InputError, NormappsError
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Operators with weights that onnxruntime has int8 kernels for on a CPU."""
 
-BETWEEN = ("Add", "Concat", "MaxPool")
-"""Operators that pass int8 on between layers, where all that they read is int8."""
+BETWEEN = (
+    *("Add", "Mul", "Concat", "Sigmoid"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool"),
+)
+"""Operators that pass int8 on between layers, where all that they read is int8.
+
+A squeeze-and-excitation gate or a SiLU in float between int8 layers costs more than int8 layers
+gain; so all of it is int8.
+"""
 
 ACTIVATIONS = ("Relu", "Clip")
 """Operators that rounding to a grid includes: its ends clip."""
@@ -51,7 +58,8 @@ def read_model(path: str | os.PathLike[str]) -> Any:
     """Read an ONNX file into a `ModelProto` in which every node has a name of its own.
 
     A name that is missing or taken is made from the operator and its place, so that the same file
-    always gives the same names.
+    always gives the same names. A mean over height and width is given its own name,
+    `GlobalAveragePool`: as `ReduceMean`, which torch's exporter writes, it has no int8 kernel.
 
     Raises:
         NormappsError: onnx is not installed.
@@ -69,12 +77,34 @@ def read_model(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{os.fspath(path)}: is no ONNX ({shortened(error)})") from error
     if not model.graph.node:
         raise InputError(f"{os.fspath(path)}: is no ONNX network (it has no operators)")
+    _name_nodes(model)
+    _name_pools(model)
+    return model
+
+
+def _name_nodes(model: Any) -> None:
     taken: set[str] = set()
     for place, node in enumerate(model.graph.node):
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{place}"
         taken.add(node.name)
-    return model
+
+
+def _name_pools(model: Any) -> None:
+    from onnx import helper, numpy_helper
+
+    values = {each.name: each for each in model.graph.initializer}
+    known = (*model.graph.value_info, *model.graph.input)
+    ranks = {each.name: len(each.type.tensor_type.shape.dim) for each in known}
+    for node in model.graph.node:
+        if node.op_type == "ReduceMean" and ranks.get(node.input[0]) == 4:
+            options = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+            axes = options.get("axes", ())  # an attribute until opset 18
+            if len(node.input) > 1 and node.input[1] in values:
+                axes = numpy_helper.to_array(values[node.input[1]])
+            if sorted(int(each) % 4 for each in axes) == [2, 3] and options.get("keepdims", 1):
+                inputs, outputs, name = [node.input[0]], list(node.output), node.name
+                node.CopyFrom(helper.make_node("GlobalAveragePool", inputs, outputs, name))
 
 
 def quantizable(path: str | os.PathLike[str]) -> tuple[Node, ...]:
