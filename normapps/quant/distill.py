@@ -65,7 +65,7 @@ def distill(
     size: int | tuple[int, int],
     *,
     channels: int = 3,
-    steps: int = 500,
+    steps: int = 100,
     lr: float = 0.1,
     batch_size: int = 16,
     seed: int = 0,
@@ -85,7 +85,7 @@ def distill(
         count: images.
         size: pixels of a side, or (height, width).
         channels: of the images.
-        steps: at most, for each batch.
+        steps: at most, for each batch; the paper takes 500.
         lr: of Adam; the paper's 0.5 is for its own loss.
         batch_size: images whose moments are taken together; all batches are of nearly the same
             size.

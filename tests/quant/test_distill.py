@@ -13,7 +13,7 @@ from normapps.quant.distill import Distilled, distill, smooth_noise
 
 
 def pictures(count: int, seed: int) -> Tensor:
-    """(count, 3, 16, 16): blocks of 4 pixels whose colours go together, bounded as in photographs."""
+    """(count, 3, 16, 16): blocks of one colour each, bounded as photographs are."""
     generator = torch.Generator().manual_seed(seed)
     grey = torch.rand(count, 1, 4, 4, generator=generator)
     colour = 0.1 * torch.rand(count, 3, 4, 4, generator=generator)
@@ -171,7 +171,7 @@ def test_smooth_noise_is_standard_and_its_neighbours_go_together() -> None:
 
 
 def test_a_model_without_batch_norms_is_refused_in_a_line() -> None:
-    with pytest.raises(InputError, match="Sequential has no batch norm.*before folding") as error:
+    with pytest.raises(InputError, match=r"Sequential has no batch norm.*before folding") as error:
         distill(nn.Sequential(nn.Conv2d(3, 4, 3)), 2, 8)
     assert "\n" not in str(error.value)
 
