@@ -150,7 +150,7 @@ def _shapes_of(dynamic: Dynamic | None) -> tuple[Any, ...]:
     """What torch.export takes; sizes that are open may depend on each other."""
     if dynamic is None:
         return ({0: torch.export.Dim("batch")},)
-    return tuple({i: torch.export.Dim.DYNAMIC for i in each} or None for each in dynamic)
+    return tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in dynamic)
 
 
 def _save(program: Any, path: Path, metadata: Mapping[str, str]) -> None:

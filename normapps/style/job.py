@@ -14,17 +14,14 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from ..data.images import Picture, encode_image, read_image, write_image, write_notes
 from ..data.manifest import identify, is_same
 from ..errors import NormappsError
-from .looks import choose_looks
+from .looks import Painter, choose_looks
 from .options import StylizeOptions
 from .plan import Plan, Task, plan_job
-
-if TYPE_CHECKING:
-    from .stylizer import Stylizer
 
 _DECIDING = ("alpha", "size", "style_size", "preserve_color", "dtype", "seed", "quality")
 _EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)
@@ -62,7 +59,7 @@ def stylize_files(
     options: StylizeOptions,
     contents: Sequence[str],
     *,
-    stylizer: Stylizer | None = None,
+    stylizer: Painter | None = None,
     stdin: BinaryIO | None = None,
     stdout: BinaryIO | None = None,
 ) -> StylizeJob:
@@ -75,7 +72,7 @@ def stylize_files(
     Args:
         options: what `normapps stylize` takes as flags.
         contents: files, globs, folders, or `-` for standard input.
-        stylizer: a loaded one; otherwise options decide which is loaded.
+        stylizer: a loaded one of `options.runtime`; otherwise options decide which is loaded.
         stdin, stdout: for `-`; the process's own by default.
 
     Raises:
@@ -97,7 +94,7 @@ class StylizeJob:
         self,
         options: StylizeOptions,
         plan: Plan,
-        stylizer: Stylizer,
+        stylizer: Painter,
         stdin: BinaryIO | None = None,
         stdout: BinaryIO | None = None,
     ) -> None:
@@ -216,11 +213,17 @@ class StylizeJob:
     def _recipe(self, task: Task) -> dict[str, Any]:
         """What decides how a result looks, but for the picture itself; JSON values."""
         chosen = {name: getattr(self._options, name) for name in _DECIDING}
+        if self._options.runtime != "torch":  # which older manifests do not name
+            chosen["runtime"] = self._options.runtime
         parts = self._looks[task.style].parts
         return chosen | {"model_sha256": self._stylizer.fingerprint, "styles": parts}
 
 
-def _load(options: StylizeOptions) -> Stylizer:
+def _load(options: StylizeOptions) -> Painter:
+    if options.runtime == "onnx":
+        from .onnx.stylizer import OnnxStylizer
+
+        return OnnxStylizer.load(options.model)
     from .stylizer import Stylizer
 
     return Stylizer.load(options.model, device=options.device, dtype=options.dtype)

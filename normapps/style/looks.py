@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from ..data.images import read_image
+from ..data.images import Picture, read_image
 from ..errors import InputError
 from ..files import sha256
 from .options import PRESET, SUFFIX, StylizeOptions
 from .plan import style_name
+from .style_file import preset_path
 
-if TYPE_CHECKING:
-    from .styles import Style
-    from .stylizer import Stylizer
+
+class Painter(Protocol):
+    """What a job needs of a stylizer, on torch or on onnxruntime; a style is what it measures."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The model folder, whose presets are found; None: the shipped stylizer's."""
+
+    def style(self, image: Picture, *, size: int, name: str) -> Any:
+        """Measure the style of a painting."""
+
+    def __call__(
+        self, content: Picture, style: Any, *, alpha: float, size: int | None, preserve_color: str
+    ) -> Picture:
+        """Stylize one picture."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +45,17 @@ class Look:
         parts: hash of the file and weight of each style in it; JSON values.
     """
 
-    style: Style
+    style: Any
     label: str
     parts: list[dict[str, Any]]
 
 
-def choose_looks(options: StylizeOptions, stylizer: Stylizer) -> list[Look]:
+def choose_looks(options: StylizeOptions, stylizer: Painter) -> list[Look]:
     """Measure the styles of a job: one for each `--style`, or their blend.
 
     Raises:
         InputError: a style that cannot be read, or was encoded by other weights.
     """
-    from .styles import blend
-
     specs, weights = options.style, options.weights
     styles = [_measure(spec, options, stylizer) for spec in specs]
     hashes = [_hash(*each, stylizer) for each in zip(specs, styles, strict=True)]
@@ -49,14 +65,18 @@ def choose_looks(options: StylizeOptions, stylizer: Stylizer) -> list[Look]:
     label = " + ".join(f"{w:.3g} {spec}" for w, spec in zip(weights, specs, strict=True))
     shares = zip(hashes, weights, strict=True)
     whole = [{"sha256": digest, "weight": weight} for digest, weight in shares]
-    return [Look(blend(styles, weights), label, whole)]
+    return [Look(_functions(options).blend(styles, weights), label, whole)]
 
 
-def _measure(spec: str, options: StylizeOptions, stylizer: Stylizer) -> Style:
-    from .stylizer import resolve_style
+def _functions(options: StylizeOptions) -> Any:
+    """The module with the runtime's own `load_style` and `blend`."""
+    return import_module(".onnx.styles" if options.runtime == "onnx" else ".styles", __package__)
 
-    if spec.startswith(PRESET) or spec.lower().endswith(SUFFIX):
-        style = resolve_style(stylizer, spec)
+
+def _measure(spec: str, options: StylizeOptions, stylizer: Painter) -> Any:
+    path = _file(spec, stylizer)
+    if path.suffix.lower() == SUFFIX:
+        style = _functions(options).load_style(path)
     else:
         painting = read_image(spec, max_pixels=options.max_pixels)
         style = stylizer.style(painting, size=options.style_size, name=style_name(spec))
@@ -68,10 +88,14 @@ def _measure(spec: str, options: StylizeOptions, stylizer: Stylizer) -> Style:
     return style
 
 
-def _hash(spec: str, style: Style, stylizer: Stylizer) -> str:
+def _hash(spec: str, style: Any, stylizer: Painter) -> str:
     """Hash a style's file; of a pipe, which cannot be read again, the moments that came of it."""
-    from .stylizer import preset_file
+    path = _file(spec, stylizer)
+    return sha256(path) if path.is_file() else str(style.digest())
 
-    name = spec.removeprefix(PRESET)
-    path = preset_file(stylizer, name) if spec.startswith(PRESET) else Path(spec)
-    return sha256(path) if path.is_file() else style.digest()
+
+def _file(spec: str, stylizer: Painter) -> Path:
+    """Where a style lies: of a preset the model's own file."""
+    if spec.startswith(PRESET):
+        return preset_path(spec.removeprefix(PRESET), stylizer.folder or "adain-tiny")
+    return Path(spec)

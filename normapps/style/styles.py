@@ -10,19 +10,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import InputError, unknown
+from ..errors import InputError
 from ..files import atomic_path
-from ..models.shipped import resolve_model
 from ..norm import Moments, mix
-from .options import SUFFIX
+from .style_file import FORMAT, PARTS, list_presets, preset_path, read_style_file
 
-_LEVELS = 2
-_FORMAT = {"format": "normapps-style", "version": "1"}
+__all__ = ["Style", "blend", "list_presets", "load_style", "preset_path"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,10 @@ class Style:
         """
         tensors = {}
         for i, level in enumerate(self.levels):
-            for key in ("count", "mean", "var"):
+            for key in PARTS:
                 tensors[f"{i}.{key}"] = getattr(level, key).detach().cpu().contiguous()
         with atomic_path(path, overwrite=overwrite) as temporary:
-            save_file(tensors, temporary, {**_FORMAT, "name": self.name, "model": self.model})
+            save_file(tensors, temporary, {**FORMAT, "name": self.name, "model": self.model})
 
 
 def load_style(path: str | os.PathLike[str]) -> Style:
@@ -67,22 +63,10 @@ def load_style(path: str | os.PathLike[str]) -> Style:
     Raises:
         InputError: missing, damaged, or not a style file.
     """
+    name, model, levels = read_style_file(path, "pt")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such style file") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: damaged or not a style file; encode it again") from error
-    if any(metadata.get(key) != value for key, value in _FORMAT.items()):
-        raise InputError(f"{path}: not a style file of version 1; encode it again")
-    try:
-        parts = [
-            [tensors[f"{i}.{key}"] for key in ("count", "mean", "var")] for i in range(_LEVELS)
-        ]
-        return Style(metadata["name"], metadata["model"], tuple(Moments(*part) for part in parts))
-    except (KeyError, InputError) as error:
+        return Style(name, model, tuple(Moments(*parts) for parts in levels))
+    except InputError as error:
         raise InputError(f"{path}: damaged or not a style file; encode it again") from error
 
 
@@ -102,26 +86,3 @@ def blend(styles: Sequence[Style], weights: Sequence[float], name: str = "") -> 
     levels = zip(*(style.levels for style in styles), strict=True)
     mixed = tuple(mix(parts, weights, "std") for parts in levels)
     return Style(name or "+".join(s.name for s in styles), styles[0].model, mixed)
-
-
-def list_presets(model: str | os.PathLike[str] = "adain-tiny") -> list[str]:
-    """Return the names of the styles in a model's folder `styles/`, sorted.
-
-    Args:
-        model: a shipped name or a model folder.
-    """
-    return sorted(path.stem for path in (resolve_model(model) / "styles").glob(f"*{SUFFIX}"))
-
-
-def preset_path(name: str, model: str | os.PathLike[str] = "adain-tiny") -> Path:
-    """Return the file of a model's preset.
-
-    Raises:
-        InputError: no such preset; the nearest name is suggested.
-    """
-    names = list_presets(model)
-    if not names:
-        raise InputError(f"{model}: has no presets; give --style a painting")
-    if name not in names:
-        raise unknown("preset", name, names)
-    return resolve_model(model) / "styles" / f"{name}{SUFFIX}"

@@ -53,8 +53,8 @@ class Stylizer:
         device = device or torch.device("cpu")
         network = place(network.eval().requires_grad_(False), device, dtype)
         self.renderer = Renderer(network, device)
-        self.fingerprint = fingerprint
-        self.folder = folder
+        self.fingerprint: str = fingerprint
+        self.folder: Path | None = folder
 
     @classmethod
     def load(
@@ -156,19 +156,11 @@ def resolve_style(stylizer: Stylizer, spec: str, size: int = 512) -> Style:
         InputError: no such preset or file, or one that cannot be read.
     """
     if spec.startswith(PRESET):
-        return load_style(preset_file(stylizer, spec.removeprefix(PRESET)))
+        name = spec.removeprefix(PRESET)
+        return load_style(preset_path(name, stylizer.folder or "adain-tiny"))
     if spec.lower().endswith(SUFFIX):
         return load_style(spec)
     return stylizer.style(spec, size=size)
-
-
-def preset_file(stylizer: Stylizer, name: str) -> Path:
-    """Return the file of a preset of the stylizer's model.
-
-    Raises:
-        InputError: the model has no such preset.
-    """
-    return preset_path(name, stylizer.folder or "adain-tiny")
 
 
 def _to_source(image: Image.Image | Picture | Tensor) -> Picture | Tensor:

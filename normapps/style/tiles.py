@@ -1,12 +1,20 @@
-"""Cutting a picture into tiles that together equal the whole, and padding it to the stride."""
+"""Cutting a picture into tiles that together equal the whole, and padding it to the stride.
+
+Loads no torch; what computes on tensors imports it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values = TypeVar("Values", "Tensor", np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -19,12 +27,12 @@ class Tile:
     inner: tuple[int, int, int, int]
     outer: tuple[int, int, int, int]
 
-    def cut(self, image: Tensor) -> Tensor:
+    def cut(self, image: Values) -> Values:
         """Return the outer part of (N, C, H, W)."""
         top, bottom, left, right = self.outer
         return image[..., top:bottom, left:right]
 
-    def crop(self, x: Tensor, stride: int = 1) -> Tensor:
+    def crop(self, x: Values, stride: int = 1) -> Values:
         """Return the inner part of what was computed of the outer one, at 1/stride resolution."""
         top, bottom, left, right = (edge // stride for edge in self.inner)
         above, before = self.outer[0] // stride, self.outer[2] // stride
@@ -56,15 +64,30 @@ def pad_to_stride(image: Tensor, stride: int, least: int) -> Tensor:
 
     Reflects as often as it must, so that even a single pixel reaches `least`.
     """
+    import torch
+
     for dim in (2, 3):
-        size = image.shape[dim]
-        padded = max(least, -(-size // stride) * stride)
-        if padded != size:
-            image = image.index_select(dim, _reflection(size, padded, image.device))
+        index = reflection(image.shape[dim], stride, least)
+        if len(index) != image.shape[dim]:
+            image = image.index_select(dim, torch.from_numpy(index).to(image.device))
     return image
 
 
+def reflection(size: int, stride: int, least: int) -> np.ndarray:
+    """Return which of `size` rows stands at each place of the padded side: (padded,) int64."""
+    padded = max(least, -(-size // stride) * stride)
+    index = np.arange(padded) % max(1, 2 * (size - 1))
+    return np.minimum(index, 2 * (size - 1) - index) if size > 1 else np.zeros_like(index)
+
+
 def coverage(true: tuple[int, int], inner: tuple[int, int, int, int], stride: int) -> Tensor:
+    """Return what `cell_shares` does as (1, 1, h, w)."""
+    import torch
+
+    return torch.from_numpy(cell_shares(true, inner, stride))[None, None]
+
+
+def cell_shares(true: tuple[int, int], inner: tuple[int, int, int, int], stride: int) -> np.ndarray:
     """Return the share of each stride×stride cell of a tile that lies in the true region.
 
     Args:
@@ -73,19 +96,11 @@ def coverage(true: tuple[int, int], inner: tuple[int, int, int, int], stride: in
         stride: of the cells.
 
     Returns:
-        (1, 1, h, w) float32 in [0, 1].
+        (h, w) float32 in [0, 1].
     """
     spans = ((true[0], *inner[:2]), (true[1], *inner[2:]))
     rows, columns = (
-        ((size - torch.arange(start, stop, stride)).clamp(0, stride) / stride)
+        np.clip(size - np.arange(start, stop, stride), 0, stride).astype(np.float32) / stride
         for size, start, stop in spans
     )
-    return (rows[:, None] * columns)[None, None]
-
-
-def _reflection(size: int, padded: int, device: torch.device) -> Tensor:
-    if size == 1:
-        return torch.zeros(padded, dtype=torch.long, device=device)
-    period = 2 * (size - 1)
-    index = torch.arange(padded, device=device) % period
-    return torch.where(index < size, index, period - index)
+    return rows[:, None] * columns

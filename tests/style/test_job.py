@@ -18,7 +18,7 @@ from normapps.errors import InputError, UsageError
 from normapps.models.adain_tiny import AdainTiny
 from normapps.models.folder import save_model
 from normapps.style import job as job_module
-from normapps.style import stylizer as stylizer_module
+from normapps.style import looks as looks_module
 from normapps.style.job import stylize_files
 from normapps.style.options import StylizeOptions
 from normapps.style.styles import Style, blend
@@ -144,9 +144,7 @@ def test_a_style_file_paints_as_its_painting(here, stylizer):
 def test_a_preset_is_a_style_file_by_its_name(here, stylizer, monkeypatch):
     _picture("a.png", 1)
     stylizer.style("art/ink.png").save("shipped/night.style")
-    monkeypatch.setattr(
-        stylizer_module, "preset_path", lambda name, _: Path(f"shipped/{name}.style")
-    )
+    monkeypatch.setattr(looks_module, "preset_path", lambda name, _: Path(f"shipped/{name}.style"))
     options = _options(style=("preset:night", "art/ink.png"))
     results = list(stylize_files(options, ["a.png"], stylizer=stylizer))
     assert [(r.style, r.output) for r in results] == [

@@ -1,0 +1,1 @@
+"""The stylizer without torch: networks that onnxruntime runs, everything else in numpy."""
