@@ -22,8 +22,8 @@ _CHUNK = 1 << 20
 _FINEST = 20
 """A bin is no finer than 2^-20 of the largest value: a grid that holds 0 never needs it finer."""
 
-_LOWEST = -100
-"""The finest level of all, so that its inverse is a float32."""
+_LOWEST = -200
+"""The finest level of all: float32's smallest values are 2^-149."""
 
 _CANDIDATES = 128
 _ROUNDS = 8
@@ -66,8 +66,8 @@ class Histogram:
             InputError: a value is nan or infinite.
         """
         flat = np.asarray(values).reshape(-1)
-        if flat.dtype not in (np.float32, np.float64):
-            flat = flat.astype(np.float32 if flat.dtype == np.float16 else np.float64)
+        if flat.dtype == np.float16 or flat.dtype.kind != "f":
+            flat = flat.astype(np.float64)
         if not flat.size:
             return
         low, high = limits_of(flat)
@@ -155,12 +155,16 @@ def range_of(
 
 def _level_of(low: float, high: float) -> int:
     """Find the finest level at which the bins suffice."""
-    _, largest = math.frexp(max(abs(low), abs(high)))
-    _, near = math.frexp(high / (_BINS - 1) - low / (_BINS - 1))
-    level = max(largest - _FINEST, near - 1, _LOWEST)
+    largest = max(abs(low), abs(high))
+    spread = high / (_BINS - 1) - low / (_BINS - 1)
+    level = max(_exponent(largest) - _FINEST, _exponent(spread) - 1, _LOWEST)
     while _bin_of(high, level) - _bin_of(low, level) >= _BINS:
         level += 1
     return level
+
+
+def _exponent(value: float) -> int:
+    return math.frexp(value)[1] if value else _LOWEST
 
 
 def _bin_of(value: float, level: int) -> int:
@@ -168,7 +172,8 @@ def _bin_of(value: float, level: int) -> int:
 
 
 def _bins_of(values: np.ndarray, level: int) -> np.ndarray:
-    scaled = values * values.dtype.type(math.ldexp(1.0, -level))  # exact: a power of two
+    # exact: a power of two, in float64 that does not lose the sign of float32's smallest values
+    scaled = np.multiply(values, math.ldexp(1.0, -level), dtype=np.float64)
     indices: np.ndarray = np.floor(scaled, out=scaled).astype(np.int32)  # at most 2^_FINEST
     return indices
 
