@@ -20,6 +20,7 @@ import numpy as np
 from ..engine.ort import shortened
 from ..errors import InputError, NormappsError, unknown
 from ..files import atomic_path
+from .keep_float import keep_float
 from .layers import (
     ACTIVATIONS,
     BETWEEN,
@@ -156,7 +157,10 @@ def _rounded(
         [*LAYERS, *BETWEEN, *ACTIVATIONS],
         {"OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUT)},
     )
-    return quantizer.quantize_model()
+    rounded = quantizer.quantize_model()
+    quantizer.model.topological_sort()  # as ONNX asks for; onnxruntime itself does without
+    keep_float(rounded)
+    return rounded
 
 
 @contextlib.contextmanager
