@@ -83,6 +83,7 @@ def finetune_(
             found = _starting_ranges(model, feed, options, ranges)
             trainer = QatTrainer(model, feed, options, float_network, found)
             done.is_finished = _run(trainer, options, folder)
+            trainer.rounding.cut_off_()
     except BaseException:
         done()
         raise

@@ -28,6 +28,7 @@ class QatOptions(FitOptions):
     activation_bits: int = option(8, "bits of an input; fewer than 8 to study", low=2, high=16)
     weights_only: bool = option(False, "leave the inputs of layers float")
     learn_ranges: bool = option(True, "the ranges of inputs learn, too")
+    learn_clips: bool = option(True, "the ranges of weights learn, and weights are cut off there")
     range_lr: float = option(0.01, "peak learning rate of the logarithm of a range", low=0)
     exclude: tuple[str, ...] = option((), "leave layers named like this pattern float; repeatable")
     temperature: float = option(

@@ -1,21 +1,13 @@
-"""A network that is rounded where it is called, and the steps in which it learns from a float one.
-
-Ranges of inputs learn as those of LSQ+ (Bhalgat et al. 2020), but by the logarithm of their
-limits, as thresholds do in TQT (Jain et al. 2020), so that one rate fits all layers. Scales of
-weights follow from the weights.
-"""
+"""The steps in which a network that is rounded learns to answer as a float one does."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..engine.device import evaluating
 from ..engine.run import flatten, optimizer_tensors, restore_optimizer, unflatten
@@ -23,9 +15,9 @@ from ..errors import InputError
 from ..models.outputs import logits_of
 from ..training.identity import weights_told
 from ..training.optimizing import learning_rate, make_optimizer
-from .fake import Ranges, input_grids, output_axis, quantizable, rounding
+from .fake import Ranges
 from .finetune_options import QatOptions
-from .grid import range_grid, rounded, weight_grid
+from .rounding import Rounding
 
 _CLIP = 10.0
 """Largest norm of a step's gradient."""
@@ -37,67 +29,6 @@ class Feed(Protocol):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Return inputs (N, ...) and class indices (N,), or None for no labels."""
-
-
-class Rounding(nn.Module):
-    """A network whose weights and inputs are rounded where it is called, with a gradient.
-
-    Args:
-        network: whose weights learn; it has them unrounded.
-        ranges: of the inputs to round.
-        options: bits, exclusions, whether ranges learn.
-    """
-
-    factors: nn.Parameter
-    limits: Tensor
-
-    def __init__(self, network: nn.Module, ranges: Ranges, options: QatOptions) -> None:
-        super().__init__()
-        input_grids(network, ranges, exclude=options.exclude)  # refuses what does not fit
-        self.network, self.options = network, options
-        self._layers = dict(quantizable(network, options.exclude))
-        self._names = [name for name in self._layers if name in ranges]
-        limits = torch.tensor([ranges[name] for name in self._names]).view(-1, 2)
-        device = next(network.parameters()).device
-        self.register_buffer("limits", limits.to(device))
-        self.factors = nn.Parameter(torch.zeros_like(self.limits), options.learn_ranges)
-
-    def forward(self, x: Tensor) -> Any:
-        """Return what the network returns."""
-        weights = {f"{name}.weight": self._weight(layer) for name, layer in self._layers.items()}
-        with self._rounded_inputs():
-            return functional_call(self.network, weights, (x,))
-
-    @property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """The ranges as they are now."""
-        values = (self.limits * self.factors.exp()).tolist()
-        return {name: (low, high) for name, (low, high) in zip(self._names, values, strict=True)}
-
-    def _weight(self, layer: nn.Module) -> Tensor:
-        weight, options = layer.get_parameter("weight"), self.options
-        grid = weight_grid(
-            weight,
-            per_channel=options.per_channel,
-            axis=output_axis(layer),
-            bits=options.weight_bits,
-        )
-        return rounded(weight, grid)
-
-    @contextmanager
-    def _rounded_inputs(self) -> Iterator[None]:
-        handles = []
-        try:
-            for name, (low, high) in zip(
-                self._names, self.limits * self.factors.exp(), strict=True
-            ):
-                hook = rounding(range_grid(low, high, bits=self.options.activation_bits))
-                layer = self._layers[name]
-                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class QatTrainer:
@@ -125,10 +56,11 @@ class QatTrainer:
         self.identity = {"weights": weights_told(network), "teacher": weights_told(teacher)}
         self.rounding = Rounding(network, ranges, options)
         self.optimizer = make_optimizer(network, options)
-        if options.learn_ranges and len(self.rounding.factors):
+        if learnt := [each for each in self.rounding.factors() if each.requires_grad]:
             factor = options.range_lr / options.lr if options.lr else 0.0
-            group = {"params": [self.rounding.factors], "weight_decay": 0.0, "factor": factor}
-            self.optimizer.add_param_group(group)
+            self.optimizer.add_param_group(
+                {"params": learnt, "weight_decay": 0.0, "factor": factor}
+            )
 
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step; return the loss and the norm of the gradient.
@@ -142,7 +74,8 @@ class QatTrainer:
         loss = self._loss(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.rounding.parameters(), _CLIP)
+        norm = nn.utils.clip_grad_norm_(self.rounding.network.parameters(), _CLIP)
+        nn.utils.clip_grad_norm_(self.rounding.factors(), _CLIP)  # else it would decide for both
         loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             raise InputError(
@@ -150,6 +83,7 @@ class QatTrainer:
                 " network's answers are finite"
             )
         self.optimizer.step()
+        self.rounding.project_()
         self.losses.append(loss_value)
         return {"loss": loss_value, "grad_norm": norm_value}
 

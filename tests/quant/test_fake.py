@@ -114,7 +114,7 @@ def test_excluded_layers_stay_float() -> None:
     for pattern, left in (("1", {"1.0"}), ("1.*", {"1.0"}), ("*.0", {"0.0", "1.0"}), ("4", {"4"})):
         model = network()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        ranges = {name: (-1.0, 1.0) for name in quantizable(model)}
+        ranges = dict.fromkeys(quantizable(model), (-1.0, 1.0))
         fake_quantize_(model, weight_bits=4, activations=ranges, exclude=(pattern,))
         same = {
             name
