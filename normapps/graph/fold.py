@@ -17,19 +17,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..norm.convert.fusing import FUSERS
-from ..norm.convert.placing import place_
 from ..norm.convert.sites import Site, find_sites
-from ..norm.convert.successor import Successor, share_hooks
-from ..norm.layers.whitening import Whitening
 from ..norm.moments import Moments
 from ..norm.nesting import detached_copy
-from ..norm.partition import BATCH
 from ..norm.undo import Undo
 from .comparison import difference_of
 from .flow import Flow, trace_flow
-from .fold_affine import Affine, affine_of, is_population_norm, reason_against
-from .fold_layers import change_inputs_, change_outputs_, fits_before, fits_behind, pads_with_zeros
-from .fold_places import Finder, Place, StaysError
+from .fold_affine import is_population_norm
+from .fold_places import Finder, StaysError
+from .fold_plan import Plan, apply_, planned
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 """Largest relative difference of the outputs that is taken for rounding, by precision."""
@@ -130,15 +126,6 @@ def _fold_(
     return folder.folding
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """One norm layer's way into its layers."""
-
-    site: Site
-    affine: Affine
-    place: Place | None
-
-
 class _Folder:
     """Folds round by round: what one fold lays bare, the next one finds."""
 
@@ -169,7 +156,8 @@ class _Folder:
         """Fold what can be folded now; returns whether anything was."""
         sites = [site for site in find_sites(self.model) if is_population_norm(site)]
         flow = trace_flow(self.model, self.inputs) if sites else Flow()
-        self.reasons, plans = {}, []
+        self.reasons = {}
+        plans: list[Plan] = []
         finder = Finder(self.model, flow)
         for site in sites:
             try:
@@ -182,25 +170,14 @@ class _Folder:
         """Return the norm layers that stay, with reasons, in the order of the network."""
         return [(name, why + _hint(self.model, name)) for name, why in self.reasons.items()]
 
-    def _planned(self, site: Site, finder: Finder) -> _Plan:
+    def _planned(self, site: Site, finder: Finder) -> Plan:
         if site.name in self.unproven:
             raise StaysError(self.unproven[site.name])
-        if why := reason_against(site):
-            raise StaysError(why)
         if site.module is self.model:
             raise StaysError("is the network itself")
-        affine = affine_of(site)
-        reasons = []
-        for choose in (_after, _before):
-            try:
-                return _Plan(site, affine, choose(site, affine, finder))
-            except StaysError as error:
-                reasons.append(str(error))
-        if isinstance(site.module, Whitening):
-            return _Plan(site, affine, None)
-        raise StaysError("; ".join(dict.fromkeys(reasons)))
+        return planned(site, finder)
 
-    def _settle(self, plans: Sequence[_Plan], reason: str) -> bool:
+    def _settle(self, plans: Sequence[Plan], reason: str) -> bool:
         """Fold these, or those of them that can be proven; returns whether any was folded."""
         if not plans:
             return False
@@ -208,15 +185,13 @@ class _Folder:
             reason = f"not proven within {TRIALS} trials; together: {reason}"
             self._stay(plans, reason)
             return False
-        undo, before = Undo(), self.folding.folded
-        for plan in plans:
-            self._apply(plan, undo)
+        undo = apply_(self.model, plans, self.folding.statistics)
         why = self._wrong()
         if not why:
             self.folding.add(undo)
+            self.folding.folded += tuple(map(_entry, plans))
             return True
         undo()
-        self.folding.folded = before
         if len(plans) == 1:
             self._stay(plans, why)
             return False
@@ -224,7 +199,7 @@ class _Folder:
         done = [self._settle(part, why) for part in (plans[:half], plans[half:])]
         return any(done)
 
-    def _stay(self, plans: Sequence[_Plan], why: str) -> None:
+    def _stay(self, plans: Sequence[Plan], why: str) -> None:
         self.unproven |= {plan.site.name: why for plan in plans}
         self.reasons |= {plan.site.name: why for plan in plans}
 
@@ -247,95 +222,23 @@ class _Folder:
             return math.nan
         return difference_of(self.reference, self.model, self.inputs, self.tolerance)
 
-    def _apply(self, plan: _Plan, undo: Undo) -> None:
-        name, place = plan.site.name, plan.place
-        if place is None:
-            self._place_alone(plan, undo)
-            return
-        for into, index in place.channels.items():
-            layer: Any = self.model.get_submodule(into)
-            part = plan.affine.at(index)
-            if place.where == "after":
-                change_outputs_(layer, part, undo)
-                self._note(into, part, undo)
-            else:
-                change_inputs_(layer, part, undo)
-        place_(self.model, [(plan.site, Successor(_rest(plan.site.module)))], undo)
-        self.folding.folded += (Folded(name, tuple(place.channels), place.where),)
 
-    def _place_alone(self, plan: _Plan, undo: Undo) -> None:
-        layer: Any = plan.site.module
-        place_(self.model, [(plan.site, Successor(layer.fold()))], undo)
-        self.folding.folded += (Folded(plan.site.name, (plan.site.name,), "alone"),)
-
-    def _note(self, name: str, affine: Affine, undo: Undo) -> None:
-        statistics = self.folding.statistics
-        before = statistics.get(name)
-        count = torch.zeros(1, dtype=torch.float64)
-        statistics[name] = Moments(count, affine.mean[None], affine.var[None], None, BATCH)
-        undo.add(lambda: _put(statistics, name, before))
-
-
-def _after(site: Site, affine: Affine, finder: Finder) -> Place:
-    place = finder.after(site)
-    for name, index in place.channels.items():
-        if affine.is_full and len(index) != len(affine.shift):
-            raise StaysError("mixes the outputs of several layers")
-        if not fits_behind(finder.layers[name], affine.at(index)):
-            raise StaysError(f"mixes channels across the groups of '{name}'")
-    return place
-
-
-def _before(site: Site, affine: Affine, finder: Finder) -> Place:
-    if _carried(site.module):
-        raise StaysError("has an activation behind it")
-    place = finder.before(site)
-    for name, index in place.channels.items():
-        layer = finder.layers[name]
-        once = index.sort().values.equal(torch.arange(len(affine.shift)))
-        if affine.is_full and not once:
-            raise StaysError(f"mixes channels that '{name}' reads in other places, too")
-        if not fits_before(layer, affine.at(index)):
-            raise StaysError(f"mixes channels across the groups of '{name}'")
-        if bool(affine.shift.any()) and pads_with_zeros(layer):
-            raise StaysError(f"'{name}' pads with zeros, where it would add its shift")
-    return place
-
-
-def _carried(layer: nn.Module) -> list[nn.Module]:
-    """Dropout and activation that a norm layer carries."""
-    pieces = [layer._modules.get(name) for name in ("drop", "act")]
-    return [each for each in pieces if each is not None and not isinstance(each, nn.Identity)]
-
-
-def _rest(layer: nn.Module) -> nn.Module:
-    """What stands in a norm layer's place when it is folded."""
-    pieces = _carried(layer)
-    if any(vars(layer).get(name) for name in vars(layer) if "hooks" in name):
-        made: nn.Module = nn.Sequential(*pieces)
-        share_hooks(layer, made)
-    else:
-        made = pieces[0] if len(pieces) == 1 else nn.Sequential(*pieces)
-        made = made if pieces else nn.Identity()
-    made.training = layer.training
-    return made
+def _entry(plan: Plan) -> Folded:
+    if plan.place is None:
+        return Folded(plan.site.name, (plan.site.name,), "alone")
+    return Folded(plan.site.name, tuple(plan.place.channels), plan.place.where)
 
 
 def _hint(model: nn.Module, name: str) -> str:
     """What helps a norm in a block that can fold its branches itself."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
-        block = model.get_submodule(".".join(parts[:end]))
-        method = next((each for each in FUSERS if callable(getattr(type(block), each, None))), None)
+        path = ".".join(parts[:end])
+        kind = type(model.get_submodule(path))
+        method = next((each for each in FUSERS if callable(getattr(kind, each, None))), None)
         if method is not None:
-            return f"; {'.'.join(parts[:end])}.{method}() folds the branches of its block"
+            return f"; {path}.{method}() folds its block's branches into one, called before this"
     return ""
-
-
-def _put(statistics: dict[str, Moments], name: str, value: Moments | None) -> None:
-    statistics.pop(name, None)
-    if value is not None:
-        statistics[name] = value
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,17 @@ class Affine:
 
         Args:
             index: which channel stands at each place; all of them, once, where they are mixed.
+                −1 is a place that the map leaves alone, with moments that are not known (NaN).
         """
-        factor = self.factor[index]
-        factor = factor[:, index] if self.is_full else factor
-        return Affine(factor, self.shift[index], self.mean[index], self.var[index])
+        factor, shift, mean, var = (
+            each[index] for each in (self.factor, self.shift, self.mean, self.var)
+        )
+        if self.is_full:
+            return Affine(factor[:, index], shift, mean, var)
+        alone = index < 0
+        for tensor, value in ((factor, 1.0), (shift, 0.0), (mean, math.nan), (var, math.nan)):
+            tensor[alone] = value
+        return Affine(factor, shift, mean, var)
 
 
 def is_population_norm(site: Site) -> bool:

@@ -23,14 +23,13 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 LAYERS = (*CONVS, nn.Linear)
 
 
-def fits_behind(layer: Layer, affine: Affine) -> bool:
-    """Whether a map of a layer's outputs mixes none across the layer's groups."""
-    return _is_blockwise(affine, _groups(layer))
-
-
-def fits_before(layer: Layer, affine: Affine) -> bool:
-    """Whether a map of a layer's inputs mixes none across the layer's groups."""
-    return _is_blockwise(affine, _groups(layer))
+def is_blockwise(layer: Layer, affine: Affine) -> bool:
+    """Whether a map of a layer's outputs or inputs mixes none across the layer's groups."""
+    groups = _groups(layer)
+    if not affine.is_full or groups == 1:
+        return True
+    blocks = torch.block_diag(*_diagonal_blocks(affine.factor, groups))
+    return bool((affine.factor == blocks).all())
 
 
 def pads_with_zeros(layer: Layer) -> bool:
@@ -114,13 +113,6 @@ def _write_(layer: Layer, blocks: Tensor, bias: Tensor, undo: Undo) -> None:
         layer.register_parameter("bias", made)
     else:
         layer.bias.copy_(bias)
-
-
-def _is_blockwise(affine: Affine, groups: int) -> bool:
-    if not affine.is_full or groups == 1:
-        return True
-    blocks = torch.block_diag(*_diagonal_blocks(affine.factor, groups))
-    return bool((affine.factor == blocks).all())
 
 
 def _diagonal_blocks(matrix: Tensor, groups: int) -> Tensor:

@@ -27,6 +27,9 @@ MOVES |= {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d", "
 MOVES |= {"pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d", "upsample_bilinear2d"}
 """Linear operations without weights. Those that change a constant show it when they run again."""
 
+SPLITS = frozenset(("split", "split_with_sizes", "chunk", "unbind", "unsafe_split"))
+"""Those whose several results have no number in common, so that one of them may change alone."""
+
 _PRODUCT = frozenset(("t", "transpose", "permute", "linear", "addmm", "mm", "bmm", "matmul", "add"))
 _PRODUCT |= {"view", "_unsafe_view", "reshape", "expand", "clone", "unsqueeze", "squeeze"}
 """What a linear layer may consist of."""
@@ -43,7 +46,7 @@ class Place:
     Attributes:
         where: "after" the layers, which its inputs come from, or "before" them.
         channels: by the name of each layer, which channel of the norm stands at each of its
-            outputs (after) or inputs (before).
+            outputs (after) or inputs (before); −1 at outputs that the norm does not read.
     """
 
     where: str
@@ -115,9 +118,11 @@ class Finder:
         self._replay(sorted(moves, key=lambda op: op.index), known)
         axis = -1 if site.layout == "tokens" else 1
         index = _found(known[call.takes[0]], axis, labels)
-        if not index.sort().values.equal(torch.arange(len(labels))):
-            raise StaysError("reads a part of its layer's outputs, or some twice")
-        parts = index.argsort().split([self._outputs([source]) for source in sources])
+        if len(index.unique()) < len(index):
+            raise StaysError("reads an output of its layer twice")
+        inverse = torch.full((len(labels),), -1)
+        inverse[index] = torch.arange(len(index))
+        parts = inverse.split([self._outputs([source]) for source in sources])
         return {source.name: part for source, part in zip(sources, parts, strict=True)}
 
     def _climb(
@@ -131,7 +136,7 @@ class Finder:
         op = self.flow.maker(value)
         if op is None:
             raise StaysError("reads an input of the network, or a constant")
-        if op.name not in MOVES or len(op.gives) != 1:
+        if op.name not in (MOVES if len(op.gives) == 1 else SPLITS):
             raise StaysError(f"reads what {_said(op)} gives")
         moves.append(op)
         for each in op.reads:
