@@ -62,7 +62,8 @@ def open_session(
     Args:
         model: the file, or its content.
         threads: threads that share an operator; onnxruntime's choice, one a core, where None.
-        optimized: write the graph that onnxruntime makes of it to this file.
+        optimized: write the graph that onnxruntime makes of it to this file. The session then
+            leaves out the last step, which lays tensors out for this processor and renames.
 
     Raises:
         NormappsError: onnxruntime is not installed.
@@ -130,4 +131,6 @@ def _options(runtime: Any, threads: int | None, optimized: str | os.PathLike[str
         options.intra_op_num_threads = threads
     if optimized is not None:
         options.optimized_model_filepath = os.fspath(optimized)
+        level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = level
     return options

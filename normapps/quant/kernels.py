@@ -13,7 +13,7 @@ from typing import Any
 from ..engine.ort import open_session
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Layers computed in float; onnxruntime also fuses an activation into them: `FusedConv`."""
+"""Layers computed in float; with what follows in one, onnxruntime calls them `FusedConv`, …"""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm"}
