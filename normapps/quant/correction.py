@@ -8,8 +8,7 @@ where inputs are not, as behind a ReLU (Nagel et al. 2019, section 3.2). The bia
   layer itself is run on a map of its input's mean, so that zero padding, strides and transposed
   convolutions count as they do. What is left out is that maps are no more equal near a border;
 - empirical (appendix D), with pictures: the means of each layer's output in the float network and
-  in the rounded one, whose earlier layers are already corrected. In one pass: every batch corrects
-  all layers in the order of execution by the mean difference of the batches so far.
+  in the rounded one, whose earlier layers are already corrected, see `pairing`.
 
 Corrected networks stay float; only their biases, which int8 backends keep in 32 bits, have changed.
 """
@@ -17,8 +16,7 @@ Corrected networks stay float; only their biases, which int8 backends keep in 32
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +26,11 @@ from torch.func import functional_call
 
 from ..errors import InputError
 from ..norm.moments import Moments
-from ..norm.population.listening import Source, inference
 from ..norm.undo import Undo
 from .fake import Ranges, fake_quantize_, output_axis, quantizable
 from .grid import rounded, weight_grid
-from .input_means import InputMean, channel_axis, input_means
+from .input_means import UNCALLED, InputMean, input_means
+from .pairing import compare
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +103,17 @@ def correct_bias_(
             for name, mean in means.items()
         }
     else:
-        quantized = copy.deepcopy(model)
+        twin = copy.deepcopy(model)
         fake_quantize_(
-            quantized,
+            twin,
             per_channel=per_channel,
             weight_bits=bits,
             activations=activations,
             exclude=exclude,
         )
-        shifts = _measured(model, quantized, layers, batches)
-        found = {name: Corrected(name, "pictures", shift) for name, shift in shifts.items()}
-        reasons = {name: "the model does not call it" for name in layers if name not in found}
+        pairs = compare(model, twin, layers, batches, scales=False)
+        found = {name: Corrected(name, "pictures", pair.shift) for name, pair in pairs.items()}
+        reasons = {name: UNCALLED for name in layers if name not in found}
     _check(found.values())
     done = BiasCorrection()
     for each in found.values():
@@ -143,73 +141,6 @@ def _added(layer: nn.Module, read: InputMean, per_channel: bool, bits: int) -> T
         parameters["bias"] = torch.zeros_like(layer.bias, dtype=torch.float64, device="cpu")
     out: Tensor = functional_call(layer, parameters, (mean,))
     return out.flatten(2).mean(2)[0] if read.size else out
-
-
-def _measured(
-    model: nn.Module, quantized: nn.Module, layers: Collection[str], batches: Iterable[Any]
-) -> dict[str, Tensor]:
-    """Mean output of each layer in the rounded network less that in the float one, (O,)."""
-    pairs = _Pairs()
-    source = Source(model, batches, None, None)
-    with torch.no_grad(), inference(model), inference(quantized):
-        for x in source:
-            with _hooked(model, layers, pairs.remember):
-                model(x)
-            with _hooked(quantized, layers, pairs.compare):
-                quantized(x)
-    if source.samples == 0:
-        raise InputError("no batches to correct biases with: give pictures, or correct without")
-    return pairs.shifts()
-
-
-@contextmanager
-def _hooked(model: nn.Module, layers: Collection[str], then: Any) -> Iterator[None]:
-    """Call `then` with the name and the output of each call of layers."""
-
-    def hook(name: str) -> Any:
-        return lambda layer, args, out: then(name, out, channel_axis(layer))
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Pairs:
-    """Mean outputs of layers in two networks on the same batches."""
-
-    def __init__(self) -> None:
-        self.waiting: dict[str, list[Tensor]] = {}
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def remember(self, name: str, out: Tensor, axis: int) -> None:
-        """Note a call in the float network."""
-        self.waiting.setdefault(name, []).append(_mean(name, out, axis))
-
-    def compare(self, name: str, out: Tensor, axis: int) -> Tensor:
-        """Note the same call in the rounded network, and return what it should have given."""
-        gap = _mean(name, out, axis) - self.waiting[name].pop(0)
-        self.sums[name] = self.sums.get(name, 0) + gap * len(out)
-        self.counts[name] = self.counts.get(name, 0) + len(out)
-        shift = (self.sums[name] / self.counts[name]).to(out)
-        return out - (shift if axis == -1 else shift.view(-1, *(1 for _ in out.shape[2:])))
-
-    def shifts(self) -> dict[str, Tensor]:
-        """Return the mean differences (O,) of all batches."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-
-def _mean(name: str, out: Tensor, axis: int) -> Tensor:
-    found = out.movedim(axis, 0).flatten(1).to("cpu").double().mean(1)
-    if not bool(found.isfinite().all()):
-        raise InputError(
-            f"layer '{name}': activations are not finite; look for NaN or infinity in the pictures"
-            " and the weights"
-        )
-    return found
 
 
 def _check(found: Iterable[Corrected]) -> None:

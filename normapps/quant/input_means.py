@@ -38,7 +38,7 @@ SAMPLES = 16
 """Inputs of a run: noise at 7×7 positions then has 784 values a channel."""
 
 _OPEN = "what it reads depends on the model's own input, whose mean is not known"
-_UNCALLED = "the model does not call it"
+UNCALLED = "the model does not call it"
 
 _MIXING = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
 """What stands among torch's activations without working elementwise."""
@@ -87,7 +87,7 @@ def input_means(
         InputError: no statistics, or of a layer that is not in the model or has other channels,
             or not finite.
     """
-    _check(model, statistics)
+    check_statistics(model, statistics)
     walk = _Walk(model, statistics, layers, torch.Generator().manual_seed(seed))
     with evaluating(model), walk:
         model(*_unknown_inputs(inputs, samples))
@@ -97,7 +97,7 @@ def input_means(
         if known and len(known) == len(calls):
             found[name] = _pooled(known)
         else:
-            reasons[name] = _OPEN if calls else _UNCALLED
+            reasons[name] = _OPEN if calls else UNCALLED
     return found, reasons
 
 
@@ -247,10 +247,17 @@ def _unknown_input(x: Tensor, samples: int) -> Tensor:
     return x.new_full(shape, torch.nan) if x.is_floating_point() else x[:1].expand(shape)
 
 
-def _check(model: nn.Module, statistics: Mapping[str, Moments]) -> None:
+def check_statistics(model: nn.Module, statistics: Mapping[str, Moments]) -> None:
+    """Check that statistics are of this model.
+
+    Raises:
+        InputError: there are none, or of a layer that is not in the model or has other channels,
+            or such that are not finite.
+    """
     if not statistics:
         raise InputError(
-            "no statistics: fold the network's batch norms first, or correct with pictures"
+            "no statistics: no batch norm was folded into a layer; fold the network's, or correct"
+            " its biases with pictures"
         )
     layers = dict(model.named_modules())
     for name, moments in statistics.items():

@@ -166,7 +166,7 @@ def test_functional_activations_and_several_arguments() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda known: known.clear(), "no statistics: fold"),
+        (lambda known: known.clear(), "no statistics: no batch norm"),
         (lambda known: known.update(deap=moments(6, 0)), "'deap'; did you mean 'deep'"),
         (lambda known: known.update(deep=moments(5, 0)), "'deep' gives 6 channels"),
         (lambda known: known["deep"].mean.fill_(math.nan), "'deep': its statistics are not finite"),
