@@ -22,6 +22,7 @@ COMMANDS = {
     "norm": "norm:app",
     "adapt": "adapt:app",
     "slim": "slim:app",
+    "quantize": "quantize:quantize",
     "models": "models:app",
 }
 """Name → `module:command` of this package, in the order of `--help`; see `_LazyGroup`."""

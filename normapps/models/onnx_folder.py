@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ def save_onnx(
     target = Path(folder)
     check_onnx_target(target, overwrite)
     with replaced_folder(target) as temporary:
-        network.replace(temporary / NETWORK)
+        shutil.move(network, temporary / NETWORK)
         hashes = {NETWORK: sha256(temporary / NETWORK)}
         said = dataclasses.asdict(dataclasses.replace(manifest, sha256=hashes))
         values = {"format": ONNX_FORMAT, "version": VERSION} | said

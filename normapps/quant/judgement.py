@@ -113,15 +113,11 @@ def _with_speed(evidence: Evidence, good: Verdict) -> Verdict:
     if not evidence.latencies:
         return Verdict(UNDECIDED, f"{gain}, but no time was measured here. {good.reason}")
     times = [(each.batch_size, each.speedup(INT8, FLOAT).median) for each in evidence.latencies]
-    speed = " and ".join(f"{value:.2f}× at batch {size}" for size, value in times)
+    speed = ", ".join(f"{value:.2f} at batch {size}" for size, value in times)
+    against = f"times as fast as float32 in ONNX Runtime: {speed}"
     if not evidence.is_faster:
-        return Verdict(
-            NOT_RECOMMENDED,
-            f"{gain}, but not faster here than float32 by ONNX Runtime ({speed}). {good.reason}",
-        )
-    return Verdict(
-        good.verdict, f"{gain}, and as fast as float32 by ONNX Runtime {speed}. {good.reason}"
-    )
+        return Verdict(NOT_RECOMMENDED, f"{gain}, but not faster here ({against}). {good.reason}")
+    return Verdict(good.verdict, f"{gain}, and faster here ({against}). {good.reason}")
 
 
 def _size(evidence: Evidence) -> str:

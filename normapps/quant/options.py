@@ -30,7 +30,9 @@ class QuantizeOptions(PictureOptions):
         False, "take the ranges from the batch norms' statistics, without any picture"
     )
     distill: int = option(
-        0, "with --data-free: make so many pictures that match the statistics, for the ranges", low=0
+        0,
+        "with --data-free: make so many pictures that match the statistics, for the ranges",
+        low=0,
     )
     backend: str = option("onnxruntime", "what the int8 network is for", choices=BACKENDS)
     per_channel: bool = option(

@@ -117,3 +117,29 @@ def frozen() -> nn.Module:
 
     torch.manual_seed(0)
     return Digits(norm=FrozenBatchNorm2d)
+
+
+class Bessel(Digits):
+    """Has an operator that ONNX has not."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(torch.special.bessel_j0(x))
+
+
+def bessel() -> nn.Module:
+    return Bessel()
+
+
+class Pools(nn.Module):
+    """Has no layer with weights but a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).mean((2, 3))
+
+
+def pools() -> nn.Module:
+    return Pools()

@@ -1,0 +1,244 @@
+"""The report of a quantization: sections for people, numbers for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..measure.interval import Estimate
+from ..measure.latency import Latency
+from ..measure.report import Report, Section, Table, Verdict
+from ..measure.stages import Stage
+from .judgement import Evidence
+from .latency import FLOAT, INT8, TORCH
+from .layers import Node
+from .steps import Step
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a report says beside the evidence.
+
+    Attributes:
+        model, preprocessing: in words, a line each.
+        data: the pictures and what they did; None where there were none.
+        without_accuracy: why accuracy was not measured; empty where it was.
+        options: as given.
+        range_source: where the ranges of activations are from.
+        steps: what was done to the float network.
+        left: norm layers that were not folded, and why.
+        layers: of the ONNX file that could be int8.
+        kept_float: nodes among them that stay float.
+        ranges: of every tensor that is rounded.
+        difference: of the float ONNX file from torch, relative.
+        warnings: about this machine.
+        failed: a line for each picture that could not be read.
+        following: what to do now; empty where nothing helps.
+        seconds: what took them, by name.
+        peak_bytes: the most memory of the process.
+    """
+
+    model: str
+    preprocessing: str
+    data: str | None
+    without_accuracy: str
+    options: Mapping[str, Any]
+    range_source: str
+    steps: tuple[Step, ...]
+    left: tuple[tuple[str, str], ...]
+    layers: tuple[Node, ...]
+    kept_float: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    difference: float
+    warnings: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    following: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+
+def quantize_report(evidence: Evidence, verdict: Verdict, facts: Circumstances) -> Report:
+    """Make the report of a quantization."""
+    done, could = evidence.layers
+    lead = [
+        f"{facts.model}; {done} of {could} layers in int8, ranges from {facts.range_source}.",
+        f"{facts.preprocessing}.",
+        *([f"{facts.data}."] if facts.data else []),
+        *(f"Warning: {line}." for line in facts.warnings),
+    ]
+    sections = [
+        *([Section("What comes next", [facts.following])] if facts.following else []),
+        _size_section(evidence),
+        _latency_section(evidence.latencies),
+        *_answer_sections(evidence, facts),
+        _steps_section(facts),
+        _layers_section(facts),
+        _cost_section(facts),
+    ]
+    if facts.failed:
+        sections.append(Section("Pictures that could not be read", facts.failed))
+    return Report("Quantization to int8", verdict, sections, numbers(evidence, facts), lead)
+
+
+def numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
+    """Return what `report.json` has beside the verdict."""
+    done, could = evidence.layers
+    return {
+        "model": facts.model,
+        "data": facts.data,
+        "preprocessing": facts.preprocessing,
+        "options": dict(facts.options),
+        "max_drop": evidence.max_drop,
+        "next": facts.following or None,
+        "bytes": dict(evidence.sizes),
+        "latency": {str(each.batch_size): _timed(each) for each in evidence.latencies},
+        "stages": {each.name: _stage(each) for each in evidence.stages},
+        "without_accuracy": facts.without_accuracy or None,
+        "ranges_from": facts.range_source,
+        "steps": {each.name: {"said": each.said, **each.numbers} for each in facts.steps},
+        "not_folded": [{"norm": name, "why": why} for name, why in facts.left],
+        "int8_layers": [done, could],
+        "layers": {each.name: _layer(each, facts) for each in facts.layers},
+        "ranges": {name: list(span) for name, span in facts.ranges.items()},
+        "onnx_difference": facts.difference,
+        "warnings": list(facts.warnings),
+        "seconds": dict(facts.seconds),
+        "memory": {"peak_bytes": facts.peak_bytes},
+        "failed": list(facts.failed),
+    }
+
+
+def _timed(latency: Latency) -> dict[str, Any]:
+    """Medians, and how many times as fast int8 is as either float network."""
+    values = latency.to_json(INT8, FLOAT)
+    over_torch = latency.speedup(INT8, TORCH)
+    return values | {"over_torch": over_torch.median, "over_torch_quartiles": over_torch.spread}
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    facts = dataclasses.asdict(stage)
+    return {key: value for key, value in facts.items() if value is not None and key != "name"}
+
+
+def _layer(node: Node, facts: Circumstances) -> dict[str, Any]:
+    return {"op": node.op, "module": node.module, "int8": node.name not in facts.kept_float}
+
+
+def _size_section(evidence: Evidence) -> Section:
+    before, after = evidence.sizes[FLOAT], evidence.sizes[INT8]
+    row = [f"{before / 1e6:.4g}", f"{after / 1e6:.4g}", f"{100 * (1 - after / before):.1f}"]
+    note = "Megabytes of the ONNX files, in float32 and in int8."
+    return Section("Size", [Table(["float32, MB", "int8, MB", "gone, %"], [row], note)])
+
+
+def _latency_section(latencies: Sequence[Latency]) -> Section:
+    if not latencies:
+        return Section("Time", ["Not measured: --no-latency was given."])
+    rows: list[list[str | float]] = []
+    for each in latencies:
+        times = [1e3 * each.times[name].median for name in (TORCH, FLOAT, INT8)]
+        speeds = [_spread(each, base) for base in (FLOAT, TORCH)]
+        rows.append([str(each.batch_size), *times, *speeds])
+    columns = [
+        "pictures a batch",
+        *("torch float32, ms", "ONNX Runtime float32, ms", "int8, ms"),
+        *("times as fast as ONNX Runtime", "times as fast as torch"),
+    ]
+    note = (
+        "Milliseconds a batch, in the median of rounds in which the three took turns, on this"
+        " machine. The speed-up is taken round by round; in brackets its quartiles."
+    )
+    return Section("Time", [Table(columns, rows, note)])
+
+
+def _spread(latency: Latency, base: str) -> str:
+    speed = latency.speedup(INT8, base)
+    low, high = speed.spread
+    return f"{speed.median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _answer_sections(evidence: Evidence, facts: Circumstances) -> list[Section]:
+    stages = evidence.stages
+    if not stages:
+        return [Section("Answers", [f"Not judged: {facts.without_accuracy}."])]
+    columns = ["network", "same answer, %", "from", "to", "logits' error", "KL, nats"]
+    rows = [[each.name, *_percents(each.same), *_errors(each)] for each in stages[1:]]
+    note = (
+        f"On {stages[0].pictures} pictures, none of which calibrated: how many get the class that"
+        " the float network gives them, with the 95 % interval; the root mean square change of the"
+        " logits in deviations of the float network's; the divergence of the probabilities."
+    )
+    sections = [Section("Answers", [Table(columns, rows, note)])]
+    if stages[0].accuracy is None:
+        return [*sections, Section("Accuracy", [f"Not measured: {facts.without_accuracy}."])]
+    return [*sections, _accuracy_section(stages)]
+
+
+def _accuracy_section(stages: Sequence[Stage]) -> Section:
+    columns = ["network", "accuracy, %", "from", "to", "change, points"]
+    rows = [[each.name, *_percents(each.accuracy), _points(each.difference)] for each in stages]
+    note = (
+        "With 95 % intervals. The change is taken picture by picture, and is therefore better known"
+        " than either accuracy."
+    )
+    return Section("Accuracy", [Table(columns, rows, note)])
+
+
+def _errors(stage: Stage) -> list[str | float]:
+    kl = "" if stage.agreement is None else f"{stage.agreement.kl:.2g}"
+    return ["" if stage.logit_error is None else f"{stage.logit_error:.3g}", kl]
+
+
+def _percents(value: Estimate | None) -> list[str | float]:
+    if value is None:
+        return ["", "", ""]
+    return [f"{100 * each:.1f}" for each in (value.mean, value.low, value.high)]
+
+
+def _points(value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    low, mean, high = (100 * each for each in (value.low, value.mean, value.high))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _steps_section(facts: Circumstances) -> Section:
+    rows = [[each.name, each.said] for each in facts.steps]
+    parts: list[str | Table] = [
+        Table(["step", "what it did"], rows, "What was done to the float network, in order."),
+        f"The float ONNX file was run beside torch: relative difference {facts.difference:.1e}.",
+    ]
+    if facts.left:
+        left = [list(each) for each in facts.left]
+        parts.append(Table(["norm layer that stays", "why"], left))
+    return Section("Steps", parts)
+
+
+def _layers_section(facts: Circumstances) -> Section:
+    rows = [
+        [
+            each.module or each.name,
+            each.op,
+            "float32" if each.name in facts.kept_float else "int8",
+            *_span(facts.ranges.get(each.output)),
+        ]
+        for each in facts.layers
+    ]
+    note = (
+        "Layers that could be int8. The range is that of a layer's output where it is rounded by"
+        " itself, and not behind its activation or in float32."
+    )
+    table = Table(["layer", "operator", "computes in", "from", "to"], rows, note)
+    return Section("Every layer", [table], folded=True)
+
+
+def _span(span: tuple[float, float] | None) -> list[str | float]:
+    return ["", ""] if span is None else list(span)
+
+
+def _cost_section(facts: Circumstances) -> Section:
+    rows: list[list[str | float]] = [[name, value] for name, value in facts.seconds.items()]
+    memory = f"The process took {facts.peak_bytes / 1e6:.0f} MB of memory at most."
+    return Section("Cost", [Table(["", "seconds"], rows), memory])

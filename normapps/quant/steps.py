@@ -1,0 +1,167 @@
+"""What is done to the float network before it is rounded, in order, and what each step did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.fold import Folding, fold_batchnorm
+from ..measure.clock import Clock
+from ..norm.moments import Moments
+from .correction import BiasCorrection, correct_bias_
+from .finetune import finetune_
+from .finetune_options import QatOptions
+from .options import QuantizeOptions
+from .pictures import Repeated, Seen
+
+FOLD, FINETUNE, CORRECT = "fold", "finetune", "bias correction"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transformation of the float network.
+
+    Attributes:
+        name: of it.
+        said: what it did, in words.
+        numbers: more of that, JSON values.
+    """
+
+    name: str
+    said: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A network on its way to int8; each step changes it and adds itself.
+
+    Attributes:
+        model: folded, float32, on the CPU.
+        inputs: (1, C, H, W) noise that it runs on.
+        statistics: by layer, the moments of what it gives, as folding found them; kept true.
+        left: norm layers that were not folded, and why.
+        steps: what was done so far.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    statistics: dict[str, Moments]
+    left: tuple[tuple[str, str], ...]
+    steps: list[Step]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether more was done than folding, so that it answers otherwise than it did."""
+        return len(self.steps) > 1
+
+
+def fold(model: nn.Module, inputs: Tensor) -> Prepared:
+    """Fold the batch norms of a copy of a network.
+
+    Raises:
+        InputError: as `fold_batchnorm`.
+    """
+    folded, done = fold_batchnorm(model, inputs)
+    return Prepared(folded, inputs, done.statistics, done.left, [_folded(done)])
+
+
+def transform(
+    prepared: Prepared,
+    options: QuantizeOptions,
+    seen: Seen | None,
+    device: torch.device,
+    clock: Clock,
+) -> None:
+    """Do what the options ask for, in place.
+
+    Args:
+        prepared: as `fold` returns it.
+        options: which steps.
+        seen: pictures to learn from.
+        device: where the long ones run.
+        clock: told what each took.
+
+    Raises:
+        InputError: a step that the network cannot go through.
+    """
+    if options.finetune and seen is not None:
+        with_batches = _batches(seen, device)
+        clock(FINETUNE, lambda: _finetune(prepared, options, with_batches, device))
+    if options.corrects:
+        clock(CORRECT, lambda: _correct(prepared, options, seen))
+
+
+def _folded(done: Folding) -> Step:
+    kinds = {
+        "after": "the layer before",
+        "before": "the layer behind",
+        "alone": "a 1×1 convolution",
+    }
+    counts = {
+        where: sum(each.where == where for each in done.folded)
+        for where in kinds
+        if any(each.where == where for each in done.folded)
+    }
+    ways = ", ".join(f"{count} into {kinds[where]}" for where, count in counts.items())
+    total = len(done.folded) + len(done.left)
+    said = f"{len(done.folded)} of {total} norm layers: {ways or 'none'}"
+    if done.folded:
+        said += f"; the outputs differ by {done.difference:.1e} of their size"
+    return Step(FOLD, said, {"folded": counts, "difference": done.difference})
+
+
+def _finetune(
+    prepared: Prepared, options: QuantizeOptions, batches: Repeated, device: torch.device
+) -> None:
+    chosen = QatOptions(steps=options.finetune, per_channel=options.per_channel)
+    prepared.model.to(device)
+    try:
+        done = finetune_(prepared.model, batches, chosen)
+    finally:
+        prepared.model.to("cpu")
+    first, last = done.losses[0], done.losses[-1]
+    said = (
+        f"{len(done.losses)} steps with rounded weights; divergence from the float network's"
+        f" answers {first:.3g} → {last:.3g} nats"
+    )
+    prepared.steps.append(Step(FINETUNE, said, {"losses": list(done.losses)}))
+
+
+def _correct(prepared: Prepared, options: QuantizeOptions, seen: Seen | None) -> None:
+    """Take off what rounding shifts: with pictures as measured, without by the statistics."""
+    batches = None if seen is None or not seen.calibrating else Repeated(seen.calibration)
+    done = correct_bias_(
+        prepared.model,
+        prepared.inputs,
+        prepared.statistics,
+        per_channel=options.per_channel,
+        batches=batches,
+        seed=options.seed,
+    )
+    prepared.steps.append(_corrected(done))
+
+
+def _corrected(done: BiasCorrection) -> Step:
+    ways: dict[str, int] = {}
+    for each in done.layers:
+        ways[each.how] = ways.get(each.how, 0) + 1
+    sources = ", ".join(f"{count} by {how}" for how, count in ways.items())
+    said = f"{len(done.layers)} layers ({sources or 'none'}), {len(done.skipped)} left"
+    shifts = {each.layer: float(each.shift.abs().max()) for each in done.layers}
+    if shifts:
+        most = max(shifts, key=shifts.__getitem__)
+        said += f"; the largest shift is {shifts[most]:.2g}, in '{most}'"
+    return Step(CORRECT, said, {"shifts": shifts, "skipped": dict(done.skipped)})
+
+
+def _batches(seen: Seen, device: torch.device) -> Repeated:
+    def make() -> Iterator[Tensor]:
+        for images in seen.calibration():
+            yield images.to(device)
+
+    return Repeated(make)
