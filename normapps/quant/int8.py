@@ -73,6 +73,7 @@ def write_int8(
     nodes = [*chosen, *passing(model, chosen)]
     covered = _covered(float_path, tensors_of(model, chosen), ranges)
     _bound(model, nodes, covered)
+    _unshare(model, nodes)
     with atomic_path(out_path, overwrite=overwrite) as temporary, _quiet():
         try:
             rounded = _rounded(model, nodes, covered, per_channel, reduce_range)
@@ -124,6 +125,29 @@ def _bound(model: Any, nodes: Sequence[str], ranges: dict[str, tuple[float, floa
             ranges[output] = (float(low), float(high))
             if node.input[0] in inner:
                 ranges[node.input[0]] = ranges[output]
+
+
+def _unshare(model: Any, nodes: Collection[str]) -> None:
+    """Give float operators copies of the constants that they share with int8 ones.
+
+    The quantizer rounds a constant for all that read it: a layer that is excluded, and has its
+    weight in common with one that is not, would be rounded with it.
+    """
+    from onnx import TensorProto
+
+    graph = model.graph
+    constants = {each.name: each for each in graph.initializer}
+    rounded = {each for node in graph.node if node.name in nodes for each in node.input}
+    copies: dict[str, Any] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if node.name not in nodes and name in rounded and name in constants:
+                if name not in copies:
+                    copies[name] = TensorProto()
+                    copies[name].CopyFrom(constants[name])
+                    copies[name].name = f"{name}_float"
+                node.input[place] = copies[name].name
+    graph.initializer.extend(copies.values())
 
 
 def _rounded(

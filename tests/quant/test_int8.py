@@ -153,6 +153,25 @@ def test_an_excluded_layer_stays_float(tmp_path: Path) -> None:
     assert kernels(tmp_path / "b.onnx")["QLinearConv"] == 2
 
 
+@pytest.mark.parametrize("left", ["one", "two"])
+def test_an_excluded_layer_stays_float_though_it_shares_its_weight(
+    tmp_path: Path, left: str
+) -> None:
+    shared = ["point.weight", "point.bias"]
+    nodes = [
+        helper.make_node("Conv", ["x", "stem.weight", "stem.bias"], ["a"], "stem", pads=[1] * 4),
+        helper.make_node("Conv", ["a", *shared], ["b"], "one"),
+        helper.make_node("Conv", ["b", *shared], ["c"], "two"),
+    ]
+    path = save(tmp_path / "a.onnx", nodes, constants())
+    write_int8(path, tmp_path / "b.onnx", measure_ranges(path, [pictures(2)]), exclude=[left])
+    found = initializers(tmp_path / "b.onnx")
+    (node,) = [each for each in onnx.load(tmp_path / "b.onnx").graph.node if each.name == left]
+    for name, original in zip(node.input[1:], shared, strict=True):
+        np.testing.assert_array_equal(found[name], constants()[original])
+    assert found["point.weight_quantized"].dtype == np.int8
+
+
 def test_one_int8_layer_alone_rounds_nothing_else(tmp_path: Path) -> None:
     path = residual(tmp_path / "a.onnx", head=False)
     ranges = measure_ranges(path, [pictures(3)])
