@@ -147,6 +147,12 @@ def same(step: Step) -> Found:
     return [atoms if atoms is None else atoms.expand(step.outputs[0].shape)]
 
 
+def _copy(step: Step) -> Found:
+    """What is written in the place of other numbers."""
+    atoms = step.atoms("src")
+    return [None if atoms is None else atoms.expand(step.outputs[0].shape)]
+
+
 def rectified(step: Step) -> Found:
     """Pass atoms on, and note that a ReLU read them."""
     atoms = step.atoms("self")
@@ -261,6 +267,7 @@ SHARED: dict[str, Rule] = {
         for n in (1, 2, 3)
         for name in f"{_POOLS} {_EXTREMES} {_RESIZES}".split()
     },
+    "copy": _copy,
     "constant_pad_nd": _pad,
     **dict.fromkeys(["mean", "amax", "amin"], reduced),
     "relu": rectified,

@@ -56,7 +56,7 @@ def _added(step: Step) -> Found:
 def _offset(step: Step, one: Tensor | None, other: Tensor | None) -> Found:
     """Adding 0 changes no scale; another constant does."""
     number = step["other"] if one is not None else step["self"]
-    if one is not None and number == 0 and not isinstance(number, Tensor):
+    if one is not None and not isinstance(number, Tensor) and number == 0:
         return [one]
     step.pin(one if one is not None else other, ADDED)
     return [torch.zeros((), dtype=torch.int64).expand(step.outputs[0].shape)]

@@ -162,8 +162,13 @@ def _replace_(model: nn.Module, name: str, new: nn.Module, undo: Undo) -> None:
     """Put a module in the place of another, wherever that stands."""
     old = model.get_submodule(name)
     new.train(old.training)
-    for parent in list(model.modules()):
-        for key, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, key, new)
-                undo.add(lambda parent=parent, key=key: setattr(parent, key, old))  # type: ignore[misc]
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, key = path.rpartition(".")
+            _put_(model.get_submodule(parent), key, new, undo)
+
+
+def _put_(parent: nn.Module, key: str, new: nn.Module, undo: Undo) -> None:
+    old = getattr(parent, key)
+    setattr(parent, key, new)
+    undo.add(lambda: setattr(parent, key, old))
