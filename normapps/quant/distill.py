@@ -205,11 +205,15 @@ class _Counter:
 
     def step(self) -> None:
         self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        self._tell()
 
     def skip(self, steps: int) -> None:
         self._total -= steps
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def _apart(found: Moments, wanted: Moments, eps: float) -> Tensor:

@@ -135,10 +135,19 @@ def test_the_model_and_the_random_state_come_back(network: nn.Module) -> None:
 def test_a_batch_that_stagnates_stops_and_progress_ends_at_its_total(network: nn.Module) -> None:
     told: list[tuple[int, int]] = []
     norm = nn.BatchNorm2d(3)  # mean 0, deviation 1: what the images have from the start
-    found = distill(norm, 2, 8, steps=500, progress=lambda *each: told.append(each))
-    assert len(found.losses[0]) < 200
-    assert [done for done, _ in told] == list(range(1, len(told) + 1))
-    assert told[0][1] == 500
+    found = distill(norm, 2, 8, steps=400, batch_size=1, progress=lambda *each: told.append(each))
+    taken = [len(each) for each in found.losses]
+    assert max(taken) < 300
+    assert told[0] == (1, 800)
+    assert told[-1] == (sum(taken), sum(taken))
+    assert sorted({done for done, _ in told}) == list(range(1, sum(taken) + 1))
+
+
+def test_the_images_are_those_of_the_lowest_loss(network: nn.Module) -> None:
+    found = distill(network, 4, 16, steps=12, lr=3.0)
+    (losses,) = found.losses
+    assert min(losses) < losses[-1]  # such steps jump about
+    assert min(losses) == pytest.approx(mismatch(network, found.images), rel=1e-4)
 
 
 def test_a_layer_called_twice_is_matched_over_both_calls() -> None:

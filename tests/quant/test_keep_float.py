@@ -115,6 +115,14 @@ def test_int8_layers_and_layers_of_float_inputs_stay_as_they_are() -> None:
     assert model.SerializeToString() == before
 
 
+def test_a_layer_of_the_image_reads_it_unrounded() -> None:
+    model = enclosed("Conv", uneven(4, 6, 3, 3), ["n", 6, 8, 8])
+    layer = next(each for each in model.graph.node if each.name == "layer")
+    layer.input[0] = "image_dq"
+    assert keep_float(model) == ("layer",)
+    assert layer.input[0] == "image"
+
+
 def test_an_excluded_first_layer_reads_the_image_itself(tmp_path: Path) -> None:
     values = {
         name: uneven(4, width, 3, 3).astype(np.float32) for name, width in (("a", 3), ("b", 4))

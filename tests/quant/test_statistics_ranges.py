@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from normapps.errors import InputError
 from normapps.quant.calibration import measure_ranges
-from normapps.quant.statistics_ranges import statistics_ranges
+from normapps.quant.noise_graph import gaussians
+from normapps.quant.statistics_ranges import closed_ranges, statistics_ranges
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -128,6 +129,41 @@ def test_a_concatenation_has_the_ranges_of_its_parts(network: Path, statistics: 
     parts = [found["sum"], found["b_clip"]] if "b_clip" in found else [found["sum"]]
     assert found["joined"][0] == pytest.approx(min(low for low, _ in parts))
     assert found["joined"][1] == pytest.approx(max(high for _, high in parts))
+
+
+def test_what_only_clips_read_has_their_bounds(tmp_path: Path) -> None:
+    bounds = {"low": np.array(-1.0), "high": np.array(2.0)}
+    a, values = conv("a", "image", (3, 5))
+    nodes = [a, node("Clip", "a low high", "clip"), node("Relu", "a", "relu")]
+    nodes.append(node("Add", "clip relu", "sum"))
+    path = save(tmp_path / "net.onnx", nodes, {**values, **bounds}, "sum")
+    known = {"a": (np.zeros(5), np.full(5, 0.5))}
+    model = onnx.load(path)
+    found = closed_ranges(model, gaussians(model, known), 6)
+    assert found == {"a": (-1.0, 3.0), "clip": (-1.0, 2.0), "relu": (0.0, 3.0)}
+    assert closed_ranges(model, gaussians(model, known), 1)["a"] == (-0.5, 0.5)
+
+
+def test_moments_of_a_sum_are_those_of_all_runs(network: Path, statistics: Statistics) -> None:
+    """One image a run, each of one value: all of the variance lies between the runs."""
+    found = statistics_ranges(network, statistics, (1, 3, 4, 4), correlation=1.0, runs=600)
+    draw = np.random.default_rng(7)
+    (mean, std), (mean_b, std_b) = statistics["a"], statistics["b"]
+    relu = np.maximum(mean + std * draw.standard_normal((9999, 5)), 0)
+    summed = relu + mean_b + std_b * draw.standard_normal((9999, 5))
+    assert found["sum"] == pytest.approx(reach(summed.mean(0), summed.std(0), 6), rel=0.08)
+
+
+def test_layers_before_the_first_read_noise_in_the_range_of_pictures(tmp_path: Path) -> None:
+    pre, values = conv("pre", "image", (3, 2))
+    a, more = conv("a", "pre", (2, 2))
+    values["pre.weight"], values["pre.bias"] = np.ones((2, 3, 1, 1)), np.zeros(2)
+    path = save(tmp_path / "net.onnx", [pre, a], {**values, **more}, "a")
+    known = {"a": (np.zeros(2), np.ones(2))}
+    options: dict[str, Any] = {"mean": (0.5, 0.0, -1.0), "std": (1.0, 2.0, 1.0)}
+    low, high = statistics_ranges(path, known, (4, 3, 16, 16), **options)["pre"]
+    assert -0.5 + 0 + 1 <= low < 0.8
+    assert 2.5 < high <= 0.5 + 0.5 + 2 + 1e-6
 
 
 def test_uncorrelated_noise_leaves_a_pool_at_its_mean(
