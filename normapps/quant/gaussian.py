@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .clip import ChannelClip
 
 Function = Callable[[Tensor], Tensor]
 
@@ -101,8 +102,8 @@ def integrated_mean(function: Function, mean: Tensor, std: Tensor) -> Tensor:
 def activation_mean(activation: nn.Module, mean: Tensor, std: Tensor) -> Tensor:
     """Return E[f(x)] of an activation layer in inference mode: closed form where known.
 
-    Known are Identity, ReLU, ReLU6, Hardtanh, LeakyReLU, Hardsigmoid, Hardswish and GELU of torch;
-    any other is integrated.
+    Known are Identity, ReLU, ReLU6, Hardtanh, LeakyReLU, Hardsigmoid, Hardswish and GELU of torch,
+    and clips of equalized networks (`ChannelClip`); any other is integrated.
 
     Args:
         activation: works elementwise, at most with parameters of its own for each channel.
@@ -133,6 +134,7 @@ _KNOWN: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor | None]] = 
     nn.ReLU: lambda layer, mean, std: relu_mean(mean, std),
     nn.ReLU6: lambda layer, mean, std: clip_mean(mean, std, 0.0, 6.0),
     nn.Hardtanh: lambda layer, mean, std: clip_mean(mean, std, layer.min_val, layer.max_val),
+    ChannelClip: lambda layer, mean, std: clip_mean(mean, std, layer.low, layer.high),
     nn.LeakyReLU: lambda layer, mean, std: leaky_relu_mean(mean, std, layer.negative_slope),
     nn.Hardsigmoid: lambda layer, mean, std: clip_mean(_wide(mean) / 6 + 0.5, std / 6, 0.0, 1.0),
     nn.Hardswish: lambda layer, mean, std: hardswish_mean(mean, std),

@@ -24,7 +24,7 @@ from ..norm.population.listening import Source, inference
 from .input_means import channel_axis
 
 _EPS = 1e-8
-"""Of the mean variance of a layer's channels; added to each, as a dead one would divide by 0."""
+"""Of the mean variance of a layer's channels: what counts as none in one of them."""
 
 Then = Callable[[str, Tensor, int], Tensor | None]
 """Takes a layer's name, its output and the axis of the channels; may return another output."""
@@ -51,7 +51,8 @@ class Pair:
     def factor(self) -> Tensor:
         """What the rounded deviation is to be multiplied by, (O,); 1 where there is none."""
         eps = (_EPS * self.wanted.var.mean()).clamp_min(torch.finfo(torch.float64).tiny)
-        return ((self.wanted.var + eps) / (self.rounded.var + eps)).sqrt()[0]
+        factor = ((self.wanted.var + eps) / (self.rounded.var + eps)).sqrt()
+        return torch.where(self.rounded.var > eps, factor, 1.0)[0]
 
 
 def compare(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normapps.errors import InputError
 from normapps.quant import gaussian
+from normapps.quant.clip import ChannelClip
 
 MEANS = torch.tensor([-7.0, -2.0, -0.3, 0.0, 0.8, 2.5, 6.0, 9.0])
 STDS = torch.tensor([0.5, 3.0, 0.01, 1.0, 4.0, 0.7, 2.0, 0.2])
@@ -113,6 +114,8 @@ def test_a_clip_may_differ_from_channel_to_channel() -> None:
     high = torch.tensor([1.0, 2.0, 6.0, 30.0])
     mean, std = torch.full((4,), 1.5), torch.full((4,), 2.0)
     found = gaussian.clip_mean(mean, std, 0.0, high)
+    layer = ChannelClip(torch.zeros(4), high)
+    assert torch.equal(gaussian.activation_mean(layer, mean, std), found)
     for value, bound in zip(found.tolist(), high.tolist(), strict=True):
         wanted = reference(lambda x, bound=bound: min(max(x, 0.0), bound), (0.0, bound), 1.5, 2.0)
         assert abs(value - wanted) <= 1e-9

@@ -121,6 +121,19 @@ def test_a_dead_channel_stays_what_it_is() -> None:
     assert float(bias.detach()[3]) == pytest.approx(0.7, abs=1e-6)
 
 
+def test_a_channel_that_rounding_crushes_keeps_its_mean() -> None:
+    model, statistics = badly_scaled()
+    x = pictures(16, 2)
+    model.get_parameter("stem.0.weight").data[5] *= 1e-4
+    wanted = outputs(model, x)["stem.0"][5].mean()
+    done = reestimate_(model, statistics, [x], per_channel=False)
+    assert float(done.layers[0].factor[5]) == 1
+    assert not bool(model.get_parameter("stem.0.weight")[5].any())
+    found = outputs(model, x)["stem.0"][5]
+    assert float(found.std()) == 0
+    assert float(found[0]) == pytest.approx(float(wanted), abs=1e-6)
+
+
 def test_a_layer_without_statistics_and_an_excluded_one_stay() -> None:
     model, statistics = badly_scaled()
     del statistics["group.0"]
