@@ -8,12 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
 from normapps.errors import UsageError
-from normapps.style.options import StylizeOptions
+from normapps.style.stylize_options import StylizeOptions
 
 from .parameters import with_options
 
@@ -60,13 +60,32 @@ def stylize(
 
 
 def _run(job: StylizeJob, report: _Report, quiet: bool) -> None:
-    from normapps.engine.progress import BatchProgress
-
-    shown = BatchProgress(len(job), enabled=not quiet and len(job) > 1)
-    with shown as progress, closing(iter(job)) as results:
+    with _progress(len(job), not quiet) as progress, closing(iter(job)) as results:
         for result in results:
             report.add(result, progress)
             progress.advance(result.content)
+
+
+def _progress(total: int, wanted: bool) -> BatchProgress | _NoProgress:
+    if not wanted or total <= 1:
+        return _NoProgress()
+    from normapps.engine.progress import BatchProgress
+
+    return BatchProgress(total)
+
+
+class _NoProgress:
+    """In place of a bar: rich alone takes as long to import as a picture to paint."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def print(self, line: str) -> None:
+        print(line, file=sys.stderr)
+
+    def advance(self, name: str) -> None: ...
 
 
 class _Report:
@@ -89,7 +108,7 @@ class _Report:
         """How many results are there, of this run and earlier ones."""
         return self._counts["done"] + self._counts["kept"]
 
-    def add(self, result: PictureResult, progress: BatchProgress) -> None:
+    def add(self, result: PictureResult, progress: BatchProgress | _NoProgress) -> None:
         self._counts[result.status] += 1
         if result.error and result.error != self._error:  # one line for all styles of a picture
             progress.print(f"error: {result.error}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     target = Path(os.path.realpath(path))
     _check_target(path, target, overwrite)
     # only the start of the name: the longest one allowed has no room for the rest
-    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:40]}.{os.urandom(6).hex()}{target.suffix}")
     try:
         temporary.touch(exist_ok=False)
         mode = (target if target.exists() else temporary).stat().st_mode & 0o777

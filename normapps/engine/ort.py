@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,8 +87,14 @@ def inference_session(
     *,
     threads: int | None = None,
     optimized: str | os.PathLike[str] | None = None,
+    is_sharing: bool = False,
 ) -> Any:
     """Open an ONNX file of any inputs as onnxruntime's own session, as `open_session` does.
+
+    Args:
+        model, threads, optimized: see `open_session`.
+        is_sharing: take memory from one arena with all other sessions that share, which suits
+            networks that run one after the other.
 
     Raises:
         NormappsError, InputError: as `open_session` does, but for the number of inputs.
@@ -97,6 +104,8 @@ def inference_session(
         raise InputError(f"{name}: no such file")
     source = model if isinstance(model, bytes) else name
     options = _options(runtime, threads, optimized)
+    if is_sharing and _share_arena():
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no base
@@ -121,6 +130,19 @@ def _runtime() -> Any:
             "running ONNX needs the package onnxruntime: install normapps[deploy]"
         ) from error
     return onnxruntime
+
+
+@functools.cache
+def _share_arena() -> bool:
+    """Make the arena of the sessions that share, once a process; say whether there is one."""
+    runtime = _runtime()
+    kind, usage = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, runtime.OrtMemType.DEFAULT
+    try:
+        place = runtime.OrtMemoryInfo("Cpu", kind, 0, usage)
+        runtime.create_and_register_allocator(place, None)
+    except Exception:  # an onnxruntime without it, or another user of it in this process
+        return False
+    return True
 
 
 def _options(runtime: Any, threads: int | None, optimized: str | os.PathLike[str] | None) -> Any:

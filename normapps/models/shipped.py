@@ -5,7 +5,6 @@ Listing, cards and hashes need no torch.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import pickle
@@ -115,6 +114,8 @@ def _root() -> Path:
 
 
 def _read_torch(file: Path) -> Any:
+    import argparse
+
     import torch
 
     try:

@@ -20,8 +20,8 @@ from ..data.images import Picture, encode_image, read_image, write_image, write_
 from ..data.manifest import identify, is_same
 from ..errors import NormappsError
 from .looks import Painter, choose_looks
-from .options import StylizeOptions
 from .plan import Plan, Task, plan_job
+from .stylize_options import StylizeOptions
 
 _DECIDING = ("alpha", "size", "style_size", "preserve_color", "dtype", "seed", "quality")
 _EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)

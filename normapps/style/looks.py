@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from ..data.images import Picture, read_image
 from ..errors import InputError
 from ..files import sha256
-from .options import PRESET, SUFFIX, StylizeOptions
 from .plan import style_name
 from .style_file import preset_path
+from .stylize_options import PRESET, SUFFIX, StylizeOptions
 
 
 class Painter(Protocol):

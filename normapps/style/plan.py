@@ -11,7 +11,7 @@ from ..data.images import writable_format
 from ..data.inputs import STDIO, Input, find_inputs, is_folder_output, plan_outputs
 from ..data.manifest import Manifest
 from ..errors import InputError, UsageError
-from .options import PRESET, StylizeOptions
+from .stylize_options import PRESET, StylizeOptions
 
 
 @dataclass(frozen=True)

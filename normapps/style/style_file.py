@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError, unknown
 from ..models.shipped import resolve_model
-from .options import SUFFIX
+from .stylize_options import SUFFIX
 
 FORMAT = {"format": "normapps-style", "version": "1"}
 LEVELS = 2

@@ -1,0 +1,97 @@
+"""Options of `normapps stylize`, apart from the others: each class costs a start a millisecond."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..options import device_option, option, validate
+
+PRESET = "preset:"
+"""What a shipped style's name begins with, such as `preset:ink`."""
+
+SUFFIX = ".style"
+"""What a style file's name ends with."""
+
+
+@dataclass(frozen=True)
+class StylizeOptions:
+    """Stylization of pictures, in the order of the command's flags."""
+
+    style: tuple[str, ...] = option(
+        (), "painting, .style file or preset:NAME; repeatable, every picture gets each"
+    )
+    style_weights: str = option("", "blend the styles instead: a weight for each, such as 0.7,0.3")
+    output: str = option(
+        "", "file for one result, folder for several, - for standard output", short="-o"
+    )
+    model: str = option("adain-tiny", "shipped model, or a folder that style train wrote")
+    alpha: float = option(1.0, "strength: 0 the photo, 1 the full style", low=0, high=1)
+    size: int | None = option(None, "long side of the result, pixels; else the photo's own", low=1)
+    style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
+    preserve_color: str = option(
+        "none",
+        "keep the photo's colours: its chroma (luma) or its palette (transport)",
+        choices=("none", "luma", "transport"),
+    )
+    runtime: str = option(
+        "torch",
+        "what computes: onnx starts faster, on the CPU alone, and needs no torch",
+        choices=("torch", "onnx"),
+    )
+    device: str = device_option()
+    dtype: str = option(
+        "auto",
+        "precision of the network; auto is bfloat16 where the device has it",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    seed: int = option(0, "for methods that draw random numbers; adain-tiny draws none", low=0)
+    quality: int = option(92, "of JPEG and WebP", low=1, high=100)
+    max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
+    overwrite: bool = option(False, "replace files that exist")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.style:
+            raise InputError("--style is missing; give a painting, a .style file or preset:NAME")
+        if not self.output:
+            raise InputError("-o is missing; name a file, a folder, or - for standard output")
+        if self.runtime == "onnx":
+            _check_onnx(self.device, self.dtype)
+        if self.style_weights:
+            _check_weights(self.style_weights, len(self.style))
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weights of a blend, scaled to a sum of 1; None where every pair is wanted."""
+        if not self.style_weights:
+            return None
+        given = [float(part) for part in self.style_weights.split(",")]
+        return tuple(weight / sum(given) for weight in given)
+
+
+def _check_onnx(device: str, dtype: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise InputError(f"--device {device}: --runtime onnx runs on the CPU; use --runtime torch")
+    if dtype not in ("auto", "float32"):
+        raise InputError(
+            f"--dtype {dtype}: --runtime onnx computes in float32; use --runtime torch"
+        )
+
+
+def _check_weights(text: str, styles: int) -> None:
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"--style-weights {text!r}: give numbers with commas between, such as 0.7,0.3"
+        ) from error
+    if len(weights) != styles:
+        raise InputError(
+            f"--style-weights {text!r}: {len(weights)} weights for {styles} styles; "
+            "give one for each --style"
+        )
+    if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
+        raise InputError(
+            f"--style-weights {text!r}: give finite numbers of which none is negative and one not 0"
+        )
