@@ -40,7 +40,7 @@ class Session:
             InputError: onnxruntime refuses the batch; the line names the file.
         """
         try:
-            found = self.session.run(outputs, {self.input_name: np.ascontiguousarray(inputs)})
+            found = self.session.run(outputs, {self.input_name: inputs})
         except Exception as error:  # onnxruntime's own classes share no base
             raise InputError(
                 f"{self.name}: onnxruntime cannot run a batch of {inputs.dtype}"

@@ -134,6 +134,16 @@ def test_the_least_squares_range_is_that_of_brute_force(kind: str) -> None:
         assert best < 0.6 * squared_error(values, times, *whole)
 
 
+def test_zeros_do_not_move_the_least_squares_range() -> None:
+    values = np.append(np.random.default_rng(3).exponential(size=100_000), 14.0)
+    zeros = histogram_of(np.zeros(1 << 16))
+    for _ in range(20):
+        zeros = zeros.merge(zeros)
+    assert zeros.zeros == zeros.count == 1 << 36
+    alone = histogram_of(values, np.zeros(1))
+    assert range_of(alone.merge(zeros), "mse") == range_of(alone, "mse")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_must_be_finite(value: float) -> None:
     values = np.array([0.0, value, 1.0])
