@@ -118,11 +118,11 @@ class _Walk:
         for name, module in model.named_modules():
             before, after = module.register_forward_pre_hook, module.register_forward_hook
             if name in self.heard:
-                self._handles.append(before(self._hear(name)))
+                self._handles.append(before(self._hear(name), with_kwargs=True))
             if name in statistics:
                 self._handles.append(after(self._give(statistics[name])))
             elif _is_standing_norm(module):
-                self._handles.append(before(self._feed))
+                self._handles.append(before(self._feed, with_kwargs=True))
             elif _is_elementwise(module):
                 self._handles += [before(self._before), after(self._after)]
 
@@ -134,8 +134,8 @@ class _Walk:
             handle.remove()
 
     def _hear(self, name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            x, axis = args[0], channel_axis(layer)
+        def hook(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            x, axis = (*args, *options.values())[0], channel_axis(layer)
             if not bool(torch.isfinite(x).all()):
                 self.heard[name].append(None)
                 return
@@ -157,10 +157,13 @@ class _Walk:
 
         return hook
 
-    def _feed(self, norm: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _feed(self, norm: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        noise = _noise(args[0], mean, var.sqrt(), channel_axis(norm), self.generator)
-        return (noise, *args[1:])
+        x = (*args, *options.values())[0]
+        noise = _noise(x, mean, var.sqrt(), channel_axis(norm), self.generator)
+        if args:
+            return (noise, *args[1:]), options
+        return args, options | {next(iter(options)): noise}
 
     def _before(self, activation: nn.Module, args: tuple[Any, ...]) -> None:
         self._waiting.append(self.marks.of(args[0]) if args else None)

@@ -16,9 +16,9 @@ are among them, harmful where a small or one-sided sample is taken for the whole
 Rounded per channel, a·Wq is on the grid of scale a·s: the integers stay, nothing is lost. (All but
 grouped transposed convolutions, whose groups share scales.) Rounded per tensor it is on no grid,
 and what the backend rounds anew moves a little again; still better than repairing biases alone
-where channels are badly scaled, and as good where they are not. Scaling W instead of Wq is not:
-channels that a shared scale crushed would be enlarged and crush the others. `correct_bias_` on the
-same pictures afterwards takes away what the second rounding shifted.
+where channels are badly scaled, and about as good where they are not. Scaling W instead of Wq is
+not: channels that a shared scale crushed would be enlarged and crush the others. `correct_bias_` on
+the same pictures afterwards takes away what the second rounding shifted.
 """
 
 from __future__ import annotations

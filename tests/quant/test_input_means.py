@@ -116,6 +116,16 @@ def test_a_batch_norm_that_still_stands_says_what_it_gives() -> None:
     torch.testing.assert_close(found["4"].mean, moments(2, 0).mean[0].double())
 
 
+def test_behind_two_activations_it_is_sampled() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Tanh(), nn.Conv2d(4, 2, 1))
+    known = moments(4, 0)
+    found, _ = input_means(model, PICTURES, {"0": known}, ["3"], samples=256)
+    assert not found["3"].is_exact
+    draws = torch.randn((200_000, 4), generator=torch.Generator().manual_seed(7))
+    wanted = (known.mean + known.var.sqrt() * draws).relu().tanh().double().mean(0)
+    torch.testing.assert_close(found["3"].mean, wanted, rtol=0, atol=0.01)
+
+
 def test_a_layer_that_is_called_twice_reads_the_mean_of_both() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -146,20 +156,23 @@ def test_the_model_the_global_generator_and_the_result_stay_the_same() -> None:
     assert not torch.equal(first["deep"].mean, other["deep"].mean)
 
 
-def test_functional_activations_and_several_arguments() -> None:
+def test_functional_activations_and_arguments_of_all_kinds() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.norm = nn.BatchNorm2d(4)
 
         def forward(self, x: Tensor, index: Tensor, scale: float) -> Tensor:
-            y = F.relu(self.first(x)) * scale
-            return self.second(y)[index]
+            y = F.relu(self.norm(input=self.first(input=x))) * scale
+            found: Tensor = self.second(input=y)
+            return found[index]
 
-    known = {"first": moments(4, 0)}
+    model, known, given = Gated(), {"first": moments(4, 1)}, moments(4, 0)
+    model.norm.weight.data, model.norm.bias.data = given.var[0].sqrt(), given.mean[0]
     arguments = (PICTURES, torch.tensor([1, 0]), 2.0)
-    found, _ = input_means(Gated(), arguments, known, ["second"], samples=64)
-    wanted = 2 * relu_mean(known["first"])
+    found, _ = input_means(model, arguments, known, ["second"], samples=64)
+    wanted = 2 * relu_mean(given)
     torch.testing.assert_close(found["second"].mean, wanted, rtol=0, atol=0.03)
 
 
