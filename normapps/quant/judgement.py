@@ -75,8 +75,6 @@ def judge(evidence: Evidence) -> Verdict:
             "The model has random weights, which are worth nothing in int8 either: load a"
             " checkpoint first.",
         )
-    if not evidence.layers[0]:
-        return Verdict(NOT_RECOMMENDED, "No layer is in int8: all of them stayed in float32.")
     if evidence.last is not None and not evidence.last.is_finite:
         return Verdict(NOT_RECOMMENDED, "The int8 network's outputs are not finite.")
     good = _quality(evidence)

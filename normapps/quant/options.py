@@ -60,6 +60,7 @@ class QuantizeOptions(PictureOptions):
         0, "steps of training with rounded weights, taught by the float network on --data", low=0
     )
     mixed: bool = option(False, "leave layers in float32 until less than --max-drop is lost")
+    sensitivity: bool = option(True, "try every layer alone in int8, for the report")
     max_drop: float = option(
         0.01, "accuracy, or share of the answers, that may be lost", low=0, high=1
     )
@@ -88,6 +89,8 @@ class QuantizeOptions(PictureOptions):
         for name in ("bn_reestimate", "finetune"):
             if getattr(self, name) and not self.calibrates:
                 raise InputError(f"{flag(name)} --data-free: needs pictures to learn from")
+        if self.mixed and not self.calibrates and not self.distill:
+            raise InputError("--mixed --data-free: needs pictures to try; add --distill N")
         if self.data is None and self.limit is not None:
             raise InputError(f"--limit {self.limit}: there are no pictures; name them by --data")
 

@@ -52,13 +52,16 @@ class Seen:
 
     def calibration(self) -> Iterator[Tensor]:
         """Yield batches (n, C, H, W) float32 of the pictures that calibrate."""
-        for images, _ in self._cut(0, self.calibrating):
+        for images, _ in self.calibration_with_labels():
             yield images
+
+    def calibration_with_labels(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the same with their labels, where these tell something."""
+        return self._cut(0, self.calibrating)
 
     def judged(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield batches of the other pictures, with their labels where these tell something."""
-        for images, labels in self._cut(self.calibrating, None):
-            yield images, None if self.without_accuracy else labels
+        return self._cut(self.calibrating, None)
 
     def _cut(self, start: int, end: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         position = 0
@@ -67,7 +70,8 @@ class Seen:
             chosen = slice(max(0, first), max(0, min(len(images), last)))
             position += len(images)
             if chosen.start < chosen.stop:
-                yield images[chosen], None if labels is None else labels[chosen]
+                known = None if self.without_accuracy or labels is None else labels[chosen]
+                yield images[chosen], known
             if end is not None and position >= end:
                 return
 

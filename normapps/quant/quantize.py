@@ -33,9 +33,10 @@ from ..norm.nesting import tensors_in
 from .int8 import write_int8
 from .judgement import NO_PICTURES, Evidence, judge, next_step
 from .judging import judge_files
-from .kernels import has_vnni
+from .kernels import float_operators, has_vnni
 from .latency import FLOAT, INT8, measure_latency
 from .layers import Node, quantizable
+from .mixing import Mixture, Shown, mix
 from .options import QuantizeOptions
 from .pictures import Progress, Seen, see
 from .ranging import Ranges, distilled_images, find_ranges
@@ -144,7 +145,8 @@ class _Made:
     files: dict[str, Path]
     ranges: Ranges
     layers: tuple[Node, ...]
-    kept_float: tuple[str, ...] = ()
+    mixture: Mixture
+    float_operators: tuple[str, ...]
 
 
 def _open(spec: str, options: QuantizeOptions, say: Callable[[str], object]) -> OpenedModel:
@@ -162,6 +164,8 @@ def _quantize(work: _Work) -> _Made:
         prepared = clock("folding", lambda: fold(work.opened.model, work.inputs))
         reference = work.place / "float.onnx"
         difference = clock("ONNX", lambda: to_onnx(prepared.model, work.inputs, reference))
+        if not quantizable(reference):
+            raise InputError("has no convolution or linear layer, so nothing of it could be int8")
         images = clock("distilling", lambda: _distilled(work)) if options.distill else None
         transform(prepared, options, work.seen, work.device, clock)
         source = reference
@@ -169,10 +173,12 @@ def _quantize(work: _Work) -> _Made:
             source = work.place / "prepared.onnx"
             clock("ONNX", lambda: to_onnx(prepared.model, work.inputs, source))
         ranges = clock("ranges", lambda: _ranges(work, source, prepared, images))
+        mixture = clock("trying layers", lambda: _mix(work, source, ranges, images))
         int8 = work.place / "int8.onnx"
-        clock("int8", lambda: _round(source, int8, ranges, options))
+        clock("int8", lambda: _round(source, int8, ranges, mixture, options))
         files = {FLOAT: reference, INT8: int8}
-        return _Made(prepared, difference, files, ranges, quantizable(source))
+        layers, stayed = quantizable(source), float_operators(int8)
+        return _Made(prepared, difference, files, ranges, layers, mixture, stayed)
 
 
 @contextmanager
@@ -195,12 +201,19 @@ def _ranges(work: _Work, path: Path, prepared: Prepared, images: np.ndarray | No
     return find_ranges(path, prepared, work.opened.preprocessing, work.options, work.seen, images)
 
 
-def _round(source: Path, target: Path, ranges: Ranges, options: QuantizeOptions) -> None:
+def _mix(work: _Work, path: Path, ranges: Ranges, images: np.ndarray | None) -> Mixture:
+    return mix(path, ranges, Shown.of(work.seen, images), work.options, work.progress)
+
+
+def _round(
+    source: Path, target: Path, ranges: Ranges, mixture: Mixture, options: QuantizeOptions
+) -> None:
     write_int8(
         source,
         target,
         ranges,
         per_channel=options.per_channel,
+        exclude=mixture.kept_float,
         reduce_range=options.reduce_range,
     )
 
@@ -221,7 +234,7 @@ def _gather(work: _Work, made: _Made) -> Evidence:
         max_drop=work.options.max_drop,
         is_random=opened.is_random and opened.weights.startswith(RANDOM),
         not_judged=_without_accuracy(seen),
-        layers=(len(made.layers) - len(made.kept_float), len(made.layers)),
+        layers=(len(made.layers) - len(made.mixture.kept_float), len(made.layers)),
         unused=_unused(work.options),
     )
 
@@ -274,7 +287,7 @@ def _manifest(work: _Work, made: _Made, evidence: Evidence, verdict: Verdict) ->
         "options": _given(work.options),
         "data": None if work.seen is None else work.seen.feed.pictures.place,
         "steps": [step.name for step in made.prepared.steps],
-        "kept_float": list(made.kept_float),
+        "kept_float": list(made.mixture.kept_float),
         "bytes": list(evidence.sizes.values()),
         "verdict": verdict.verdict,
     }
@@ -329,7 +342,8 @@ def _facts(work: _Work, made: _Made, following: str) -> Circumstances:
         steps=tuple(made.prepared.steps),
         left=made.prepared.left,
         layers=made.layers,
-        kept_float=made.kept_float,
+        mixture=made.mixture,
+        float_operators=made.float_operators,
         ranges=made.ranges,
         difference=made.difference,
         warnings=(SATURATES,) if has_vnni() is False and not options.reduce_range else (),

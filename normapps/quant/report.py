@@ -9,12 +9,17 @@ from typing import Any
 
 from ..measure.interval import Estimate
 from ..measure.latency import Latency
-from ..measure.report import Report, Section, Table, Verdict
+from ..measure.plots import Bars
+from ..measure.report import Figure, Report, Section, Table, Verdict
 from ..measure.stages import Stage
 from .judgement import Evidence
 from .latency import FLOAT, INT8, TORCH
 from .layers import Node
+from .mixing import Mixture
 from .steps import Step
+
+_MOST_BARS = 40
+"""Layers in the plot: the most sensitive; the table has them all."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Circumstances:
         steps: what was done to the float network.
         left: norm layers that were not folded, and why.
         layers: of the ONNX file that could be int8.
-        kept_float: nodes among them that stay float.
+        mixture: which of them stay float, and what each loses alone in int8.
+        float_operators: layers that onnxruntime computes in float32, as "operator name".
         ranges: of every tensor that is rounded.
         difference: of the float ONNX file from torch, relative.
         warnings: about this machine.
@@ -49,7 +55,8 @@ class Circumstances:
     steps: tuple[Step, ...]
     left: tuple[tuple[str, str], ...]
     layers: tuple[Node, ...]
-    kept_float: tuple[str, ...]
+    mixture: Mixture
+    float_operators: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
     difference: float
     warnings: tuple[str, ...] = ()
@@ -74,6 +81,7 @@ def quantize_report(evidence: Evidence, verdict: Verdict, facts: Circumstances) 
         _latency_section(evidence.latencies),
         *_answer_sections(evidence, facts),
         _steps_section(facts),
+        *_sensitivity_sections(facts),
         _layers_section(facts),
         _cost_section(facts),
     ]
@@ -101,6 +109,8 @@ def numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
         "not_folded": [{"norm": name, "why": why} for name, why in facts.left],
         "int8_layers": [done, could],
         "layers": {each.name: _layer(each, facts) for each in facts.layers},
+        "float_operators": list(facts.float_operators),
+        "mixed": _mixed(facts.mixture),
         "ranges": {name: list(span) for name, span in facts.ranges.items()},
         "onnx_difference": facts.difference,
         "warnings": list(facts.warnings),
@@ -123,7 +133,18 @@ def _stage(stage: Stage) -> dict[str, Any]:
 
 
 def _layer(node: Node, facts: Circumstances) -> dict[str, Any]:
-    return {"op": node.op, "module": node.module, "int8": node.name not in facts.kept_float}
+    found = {each.node.name: each for each in facts.mixture.order}.get(node.name)
+    alone = {} if found is None else {"error": found.error, "agreement": found.agreement}
+    is_int8 = node.name not in facts.mixture.kept_float
+    return {"op": node.op, "module": node.module, "int8": is_int8, **alone}
+
+
+def _mixed(mixture: Mixture) -> dict[str, Any] | None:
+    choice = mixture.choice
+    if choice is None:
+        return None
+    tried = [list(each) for each in choice.tried]
+    return {"float": list(choice.exclude), "loss": choice.loss, "tried": tried}
 
 
 def _size_section(evidence: Evidence) -> Section:
@@ -216,22 +237,53 @@ def _steps_section(facts: Circumstances) -> Section:
     return Section("Steps", parts)
 
 
+def _sensitivity_sections(facts: Circumstances) -> list[Section]:
+    order, choice = facts.mixture.order, facts.mixture.choice
+    if not order:
+        return []
+    most = order[:_MOST_BARS]
+    names = [each.node.module or each.node.name for each in most]
+    plot = Bars(names, {"alone in int8": [100 * each.error for each in most]}, "error, %")
+    note = (
+        "Each layer alone in int8, the most sensitive first: the error of the logits in per cent of"
+        " their size, on pictures that do not judge."
+    )
+    if len(most) < len(order):
+        note += f" Shown are {len(most)} of {len(order)}."
+    parts: list[str | Figure] = [Figure(plot, note)]
+    if choice is not None:
+        kept = ", ".join(names[: len(choice.exclude)]) or "none"
+        parts.insert(
+            0,
+            f"Layers that stay in float32: {kept}. On the pictures that calibrated"
+            f" {100 * choice.loss:.2g} % are lost then, {100 * choice.tried[0][1]:.2g} % with all"
+            " in int8.",
+        )
+    return [Section("Sensitivity", parts)]
+
+
 def _layers_section(facts: Circumstances) -> Section:
+    errors = {each.node.name: f"{100 * each.error:.3g}" for each in facts.mixture.order}
     rows = [
         [
             each.module or each.name,
             each.op,
-            "float32" if each.name in facts.kept_float else "int8",
+            "float32" if each.name in facts.mixture.kept_float else "int8",
+            errors.get(each.name, ""),
             *_span(facts.ranges.get(each.output)),
         ]
         for each in facts.layers
     ]
     note = (
-        "Layers that could be int8. The range is that of a layer's output where it is rounded by"
-        " itself, and not behind its activation or in float32."
+        "Layers that could be int8; the error of the logits if that layer alone is. The range is"
+        " that of its output where it is rounded there, and not behind its activation."
     )
-    table = Table(["layer", "operator", "computes in", "from", "to"], rows, note)
-    return Section("Every layer", [table], folded=True)
+    columns = ["layer", "operator", "computes in", "error, %", "from", "to"]
+    parts: list[str | Table] = [Table(columns, rows, note)]
+    if facts.float_operators:
+        named = ", ".join(facts.float_operators)
+        parts.append(f"ONNX Runtime computes in float32 here: {named}.")
+    return Section("Every layer", parts, folded=True)
 
 
 def _span(span: tuple[float, float] | None) -> list[str | float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 from ..graph.fold import Folding, fold_batchnorm
 from ..measure.clock import Clock
 from ..norm.moments import Moments
+from .absorb import Absorption, absorb_
 from .correction import BiasCorrection, correct_bias_
+from .equalize import Equalization, equalize_
 from .finetune import finetune_
 from .finetune_options import QatOptions
 from .options import QuantizeOptions
 from .pictures import Repeated, Seen
+from .reestimate import Reestimation, reestimate_
 
-FOLD, FINETUNE, CORRECT = "fold", "finetune", "bias correction"
+FOLD, EQUALIZE, ABSORB = "fold", "equalization", "absorption"
+FINETUNE, REESTIMATE, CORRECT = "finetuning", "re-estimation", "bias correction"
 
 
 @dataclass(frozen=True)
@@ -89,30 +94,80 @@ def transform(
     Raises:
         InputError: a step that the network cannot go through.
     """
+    if options.equalizes:
+        clock(EQUALIZE, lambda: _equalize(prepared))
     if options.finetune and seen is not None:
-        with_batches = _batches(seen, device)
-        clock(FINETUNE, lambda: _finetune(prepared, options, with_batches, device))
+        clock(FINETUNE, lambda: _finetune(prepared, options, _batches(seen, device), device))
+    if options.bn_reestimate and seen is not None:
+        clock(REESTIMATE, lambda: _reestimate(prepared, options, seen))
     if options.corrects:
         clock(CORRECT, lambda: _correct(prepared, options, seen))
 
 
 def _folded(done: Folding) -> Step:
-    kinds = {
-        "after": "the layer before",
-        "before": "the layer behind",
-        "alone": "a 1×1 convolution",
-    }
-    counts = {
-        where: sum(each.where == where for each in done.folded)
-        for where in kinds
-        if any(each.where == where for each in done.folded)
-    }
+    kinds = {"after": "the layer before", "before": "the layer behind", "alone": "one of its own"}
+    counts = Counter(each.where for each in done.folded)
     ways = ", ".join(f"{count} into {kinds[where]}" for where, count in counts.items())
     total = len(done.folded) + len(done.left)
-    said = f"{len(done.folded)} of {total} norm layers: {ways or 'none'}"
+    said = f"{len(done.folded)} of {_count(total, 'norm layer')}"
     if done.folded:
-        said += f"; the outputs differ by {done.difference:.1e} of their size"
-    return Step(FOLD, said, {"folded": counts, "difference": done.difference})
+        said += f": {ways}; the outputs differ by {done.difference:.1e}"
+    return Step(FOLD, said, {"folded": dict(counts), "difference": done.difference})
+
+
+def _equalize(prepared: Prepared) -> None:
+    """Even the ranges of channels out, and move what is left of high biases on."""
+    done = equalize_(prepared.model, prepared.inputs, prepared.statistics)
+    prepared.steps.append(_equalized(done))
+    moved = absorb_(prepared.model, prepared.inputs, prepared.statistics)
+    prepared.steps.append(_absorbed(moved))
+
+
+def _equalized(done: Equalization) -> Step:
+    factors = {name: float(each.log().abs().max().exp()) for name, each in done.factors.items()}
+    said = f"{_count(len(factors), 'layer')} rescaled in {_count(done.sweeps, 'sweep')}"
+    if factors:
+        most = max(factors, key=factors.__getitem__)
+        said += f", by up to {factors[most]:.3g} in '{most}'"
+    said += f"; the outputs differ by {done.difference:.1e}"
+    if done.clipped:
+        share = max(done.clipped.values())
+        said += (
+            f"; {_count(len(done.clipped), 'ReLU6')} replaced by ReLU, which clipped"
+            f" {100 * share:.2g} % of the values at most"
+        )
+    if done.left:
+        said += f"; channels of {_count(len(done.left), 'layer')} were left as they are"
+    numbers = {"factors": factors, "clipped": dict(done.clipped), "left": dict(done.left)}
+    return Step(EQUALIZE, said, numbers | {"difference": done.difference})
+
+
+def _absorbed(done: Absorption) -> Step:
+    most = {name: float(each.max()) for name, each in done.absorbed.items()}
+    said = f"high biases of {_count(len(most), 'layer')} moved on"
+    if most:
+        said += f"; on noise the outputs differ by {done.difference:.1e}"
+    numbers = {"absorbed": most, "padded": list(done.padded), "left": dict(done.left)}
+    return Step(ABSORB, said, numbers | {"difference": done.difference})
+
+
+def _reestimate(prepared: Prepared, options: QuantizeOptions, seen: Seen) -> None:
+    done = reestimate_(
+        prepared.model,
+        prepared.statistics,
+        Repeated(seen.calibration),
+        per_channel=options.per_channel,
+    )
+    prepared.steps.append(_reestimated(done))
+
+
+def _reestimated(done: Reestimation) -> Step:
+    factors = {each.layer: float(each.factor.log().abs().max().exp()) for each in done.layers}
+    said = f"{_count(len(factors), 'layer')} measured anew behind rounded weights"
+    if factors:
+        most = max(factors, key=factors.__getitem__)
+        said += f"; the largest correction of a scale is {factors[most]:.3g}, in '{most}'"
+    return Step(REESTIMATE, said, {"factors": factors, "skipped": dict(done.skipped)})
 
 
 def _finetune(
@@ -147,16 +202,21 @@ def _correct(prepared: Prepared, options: QuantizeOptions, seen: Seen | None) ->
 
 
 def _corrected(done: BiasCorrection) -> Step:
-    ways: dict[str, int] = {}
-    for each in done.layers:
-        ways[each.how] = ways.get(each.how, 0) + 1
+    ways = Counter(each.how for each in done.layers)
     sources = ", ".join(f"{count} by {how}" for how, count in ways.items())
-    said = f"{len(done.layers)} layers ({sources or 'none'}), {len(done.skipped)} left"
+    said = f"{_count(len(done.layers), 'layer')}{f' ({sources})' if sources else ''}"
     shifts = {each.layer: float(each.shift.abs().max()) for each in done.layers}
     if shifts:
         most = max(shifts, key=shifts.__getitem__)
         said += f"; the largest shift is {shifts[most]:.2g}, in '{most}'"
+    if done.skipped:
+        said += f"; {_count(len(done.skipped), 'layer')} left as they are"
     return Step(CORRECT, said, {"shifts": shifts, "skipped": dict(done.skipped)})
+
+
+def _count(number: int, word: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{number} {word}{'' if number == 1 or word.endswith('6') else 's'}"
 
 
 def _batches(seen: Seen, device: torch.device) -> Repeated:

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import normapps
 from normapps.cli.main import main
-from normapps.models.folder import load_model, save_model
+from normapps.models.folder import load_model, read_manifest, save_model
 from normapps.models.preprocessing import Preprocessing
 from normapps.models.small import small_cnn
 from normapps.quant.options import QuantizeOptions
@@ -129,6 +129,10 @@ def test_an_int8_network_is_judged_beside_the_float_one(quantized: Path) -> None
     assert stage["pictures"] == 150
     assert stage["same"]["mean"] > 0.95
     assert 0 < stage["logit_error"] < 0.2
+    layers = report["layers"].values()
+    assert all(each["int8"] and 0 < each["error"] < 0.2 for each in layers)
+    assert not report["float_operators"]
+    assert report["mixed"] is None
     accuracies = [report["stages"][name]["accuracy"]["mean"] for name in ("float", "int8")]
     assert accuracies[0] > 0.85
     assert abs(accuracies[0] - accuracies[1]) < 0.05
@@ -210,10 +214,62 @@ def test_all_steps_are_told_and_an_unreadable_picture_is_named(
     report = _report(out)
     assert report == json.loads(shown)
     assert "19 pictures calibrate, 20 others judge" in report["data"]
-    assert list(report["steps"]) == ["fold", "finetune", "bias correction"]
-    assert len(report["steps"]["finetune"]["losses"]) == 2
+    assert list(report["steps"]) == ["fold", "finetuning", "bias correction"]
+    assert len(report["steps"]["finetuning"]["losses"]) == 2
     assert len(report["steps"]["bias correction"]["shifts"]) == 6
     assert report["ranges_from"] == "19 pictures (mse)"
+
+
+@pytest.fixture(scope="module")
+def spread(trained: Path) -> Path:
+    """The same function with a channel a thousand times as wide as its neighbours."""
+    model, manifest = load_model(trained), read_manifest(trained)
+    norm, reader = (model.get_submodule(f"features.{name}") for name in ("2.norm", "3.conv"))
+    with torch.no_grad():
+        norm.get_parameter("weight")[0] *= 1000
+        norm.get_parameter("bias")[0] *= 1000
+        reader.get_parameter("weight")[:, 0] /= 1000
+    folder = trained.with_name("spread")
+    return save_model(
+        folder,
+        model,
+        builder=manifest.builder,
+        arguments=manifest.arguments,
+        preprocessing=manifest.preprocessing,
+        history=manifest.history,
+    )
+
+
+def test_what_one_scale_crushes_stays_float_or_is_equalized(
+    run: Run, spread: Path, digits: Path, tmp_path: Path
+) -> None:
+    words = (spread, "--data", digits, "--calibration", 50, "--per-tensor", *BRIEF)
+    plain = ("--no-equalize", "--no-bias-correction")
+    found = {}
+    for name, more in {
+        "naive": (*plain, "--no-sensitivity"),
+        "mixed": (*plain, "--mixed", "--max-drop", 0.02),
+        "equalized": ("--no-sensitivity",),
+    }.items():
+        run(*words, "-o", tmp_path / name, *more)
+        found[name] = _report(tmp_path / name)
+    errors = {name: each["stages"]["int8"]["logit_error"] for name, each in found.items()}
+    assert errors["naive"] > 0.3
+    assert errors["mixed"] < 0.15
+    assert errors["equalized"] < 0.15
+    mixed = found["mixed"]
+    kept = [each["module"] for each in mixed["layers"].values() if not each["int8"]]
+    assert "features.2.conv" in kept
+    assert mixed["int8_layers"] == [6 - len(kept), 6]
+    assert len(mixed["mixed"]["float"]) == len(kept) == len(mixed["float_operators"])
+    assert mixed["mixed"]["loss"] <= 0.02
+    assert list(found["equalized"]["steps"]) == [
+        "fold",
+        "equalization",
+        "absorption",
+        "bias correction",
+    ]
+    assert found["equalized"]["steps"]["equalization"]["factors"]["features.2.conv"] > 10
 
 
 def test_random_weights_are_said_and_not_recommended(run: Run, tmp_path: Path) -> None:
@@ -239,7 +295,7 @@ def test_what_cannot_be_quantized_is_refused_in_a_line(
     line = _refused(run, "adapting:bessel", *data, "--size", 8)
     assert "ONNX has no operator for prims.bessel_j0" in line
     line = _refused(run, "adapting:pools", *data, "--size", 8)
-    assert "factory adapting:pools: float.onnx: no layer would be int8" in line
+    assert "factory adapting:pools: has no convolution or linear layer" in line
     assert "normapps-" not in line
     assert not out.exists()
 

@@ -67,7 +67,6 @@ GOOD = labelled(-0.001, -0.006, 0.004)
         (Evidence(SIZES, same(0.6, 0.5, 0.7), timed(3.0)), NOT_RECOMMENDED, "did damage"),
         (Evidence(SIZES, (), timed(3.0)), UNDECIDED, "The answers were not judged: no pictures"),
         (Evidence(SIZES, GOOD, timed(3.0), is_random=True), NOT_RECOMMENDED, "random weights"),
-        (Evidence(SIZES, GOOD, timed(3.0), layers=(0, 9)), NOT_RECOMMENDED, "No layer is in int8"),
         (
             Evidence(SIZES, (GOOD[0], replace(GOOD[1], is_finite=False)), timed(3.0)),
             NOT_RECOMMENDED,

@@ -16,6 +16,7 @@ from normapps.quant.options import QuantizeOptions
         ({"data_free": True, "ranges": "mse"}, "--ranges mse --data-free"),
         ({"data_free": True, "data": "d", "finetune": 5}, "--finetune --data-free: needs pictures"),
         ({"data_free": True, "bn_reestimate": True}, "--bn-reestimate --data-free"),
+        ({"data_free": True, "data": "d", "mixed": True}, "--mixed --data-free: needs pictures"),
         ({"data_free": True, "limit": 5}, "--limit 5: there are no pictures"),
         ({"data": "d", "max_drop": 1.5}, "--max-drop 1.5: must be between 0 and 1"),
         ({"data": "d", "ranges": "ms"}, "--ranges 'ms'"),
