@@ -129,18 +129,19 @@ class Finder:
         self, value: Value, within: set[int], sources: list[ModuleCall], moves: list[Op]
     ) -> None:
         """Go from a norm's input to the layers that made it."""
+        made, op = self._calls.get(value), self.flow.maker(value)
+        if made is None:
+            if op is None:
+                raise StaysError("reads an input of the network, or a constant")
+            if op.name not in (MOVES if len(op.gives) == 1 else SPLITS):
+                raise StaysError(f"reads what {_said(op)} gives")
         self._check_alone(value, within)
-        if (made := self._calls.get(value)) is not None:
+        if made is not None:
             sources.append(made)
-            return
-        op = self.flow.maker(value)
-        if op is None:
-            raise StaysError("reads an input of the network, or a constant")
-        if op.name not in (MOVES if len(op.gives) == 1 else SPLITS):
-            raise StaysError(f"reads what {_said(op)} gives")
-        moves.append(op)
-        for each in op.reads:
-            self._climb(each, {op.index}, sources, moves)
+        elif op is not None:
+            moves.append(op)
+            for each in op.reads:
+                self._climb(each, {op.index}, sources, moves)
 
     def _check_alone(self, value: Value, within: set[int]) -> None:
         others = [op for op in self.flow.readers(value) if op.index not in within]
