@@ -120,11 +120,13 @@ class _Sweep:
         sizes = [_sizes(model.get_parameter(layer.weight)) for layer in graph.layers]
         self._plan: list[tuple[Atoms, list[_Side], list[_Side], float]] = []
         for atoms in graph.groups():
+            place = np.full(graph.count, -1)
+            place[atoms] = np.arange(len(atoms))
             made, read, power = [], [], 0.5
             for layer, each in zip(graph.layers, sizes, strict=True):
                 sides = (
-                    _side(layer.out, atoms, layer.by_output, each),
-                    _side(layer.inputs, atoms, layer.by_input, each),
+                    _side(place[layer.out], layer.by_output, each),
+                    _side(place[layer.inputs], layer.by_input, each),
                 )
                 made += sides[0]
                 read += sides[1]
@@ -151,17 +153,17 @@ class _Sweep:
 
 
 def _side(
-    mine: Atoms, atoms: Atoms, by_channel: Callable[[Sizes], tuple[Sizes, Atoms]], sizes: Sizes
+    places: Atoms, by_channel: Callable[[Sizes], tuple[Sizes, Atoms]], sizes: Sizes
 ) -> list[_Side]:
-    """One layer's part in a group; none where it has none."""
-    chosen = np.flatnonzero(np.isin(mine, atoms))
+    """One layer's part in a group, by the place of each of its channels there; −1 is none."""
+    chosen = np.flatnonzero(places >= 0)
     if not len(chosen):
         return []
     own, others = by_channel(sizes)
-    if len(chosen) < len(mine):  # a copy, where a view will not do
+    if len(chosen) < len(places):  # a copy, where a view will not do
         own = own[chosen]
         others = others[chosen] if len(others) > 1 else others
-    return [_Side(np.searchsorted(atoms, mine[chosen]), own, others)]
+    return [_Side(places[chosen], own, others)]
 
 
 def _sizes(weight: Tensor) -> Sizes:

@@ -154,12 +154,15 @@ def multiply_(
         steps()
         return not difference <= tolerance
 
-    groups = graph.groups()
-    guilty = _guilty(fails, groups)
-    kept = [atoms for atoms in groups if not any(atoms is each for each in guilty)]
-    if guilty and fails(kept):
-        kept, guilty = [], list(groups)
+    kept, guilty = list(graph.groups()), list[Atoms]()
     steps, undo.difference = tried(kept)
+    if not undo.difference <= tolerance:
+        steps()
+        guilty = _guilty(fails, kept)
+        kept = [atoms for atoms in kept if not any(atoms is each for each in guilty)]
+        if fails(kept):
+            kept, guilty = [], list(graph.groups())
+        steps, undo.difference = tried(kept)
     undo.add(steps)
     for atoms in guilty:
         graph = graph.pin(atoms, "scaling them changes what the network computes")
