@@ -23,6 +23,7 @@ COMMANDS = {
     "adapt": "adapt:app",
     "slim": "slim:app",
     "quantize": "quantize:quantize",
+    "export": "export:export",
     "models": "models:app",
 }
 """Name → `module:command` of this package, in the order of `--help`; see `_LazyGroup`."""

@@ -136,7 +136,7 @@ def moments(features: Sequence[Tensor], weights: Sequence[Tensor | None] = (None
 
 
 def numbers_of(style: Levels) -> Tensor:
-    """Return what the modulation reads: (N, 2·(width + deep)) means and deviations of both levels."""
+    """Return (N, 2·(width + deep)) means and deviations of both levels: what `modulation` reads."""
     return torch.cat([x for part in style for x in (part.mean, part.std(1e-5))], 1)
 
 

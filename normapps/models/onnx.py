@@ -94,7 +94,7 @@ def to_onnx(
             the file exists or cannot be written.
     """
     check_deploy()
-    cases = _cases(inputs, dynamic)
+    cases = cases_of(inputs, dynamic)
     hint = f"; {remedy}" if remedy else ""
     with atomic_path(path, overwrite=overwrite) as temporary, evaluating(model):
         program = _exported(model, cases[0], dynamic, opset, hint)
@@ -110,7 +110,7 @@ def to_onnx(
     return worst
 
 
-def _cases(
+def cases_of(
     inputs: Tensor | tuple[Tensor, ...], dynamic: Dynamic | None
 ) -> list[tuple[Tensor, ...]]:
     """What is run to compare: the inputs, and where any batch is allowed one picture, too."""
@@ -131,22 +131,22 @@ def _exported(
     hint: str,
 ) -> Any:
     try:
-        with _quiet():
+        with quiet():
             return torch.onnx.export(
                 model,
                 inputs,
                 dynamo=True,
-                dynamic_shapes=_shapes_of(dynamic),
+                dynamic_shapes=shapes_of(dynamic),
                 opset_version=opset,
                 verbose=False,
             )
     except Exception as error:  # of the exporter, of onnxscript, of the network
         raise InputError(
-            f"{type(model).__name__}: torch.onnx cannot export it ({_reason(error)}){hint}"
+            f"{type(model).__name__}: torch.onnx cannot export it ({reason_of(error)}){hint}"
         ) from error
 
 
-def _shapes_of(dynamic: Dynamic | None) -> tuple[Any, ...]:
+def shapes_of(dynamic: Dynamic | None) -> tuple[Any, ...]:
     """What torch.export takes; sizes that are open may depend on each other."""
     if dynamic is None:
         return ({0: torch.export.Dim("batch")},)
@@ -162,7 +162,7 @@ def _save(program: Any, path: Path, metadata: Mapping[str, str]) -> None:
     program.save(str(path))
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What the exporter stumbled over: the operator where it tells one, else its first cause."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -179,10 +179,11 @@ def _difference(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, hint: 
         raise InputError(
             f"{path.name}: onnxruntime gives {_shapes(found)}, torch {_shapes(wanted)}{hint}"
         )
-    return max((_relative(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
+    return max((relative(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
 
 
-def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
+def relative(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest value that was wanted."""
     largest = float(np.abs(wanted).max(initial=0.0))
     apart = float(np.abs(found - wanted).max(initial=0.0))
     return apart / largest if largest else apart
@@ -200,7 +201,7 @@ def _shapes(values: Sequence[np.ndarray]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's steps, warnings and log lines off the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

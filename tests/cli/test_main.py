@@ -108,5 +108,5 @@ def test_every_command_is_listed_with_one_whole_line() -> None:
     done = subprocess.run([*RUN, "--help"], capture_output=True, text=True, check=True)
     listed = done.stdout.split("Commands:\n")[1].splitlines()
     names = [line.split()[0] for line in listed]
-    assert names == ["stylize", "doctor", "style", "norm", "adapt", "slim", "models"]
+    assert names == list(command_line.COMMANDS)
     assert not any(line.endswith("...") for line in listed), done.stdout

@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...files import check_folder, sha256, write_text
+from ...files import sha256, write_text
 from ...models.adain_tiny import AdainTiny, moments, numbers_of
 from ...models.folder import (
     FORMAT,
     MANIFEST,
     VERSION,
     WEIGHTS,
+    check_target,
     load_model,
     read_manifest,
     read_safetensors,
+    replaced_folder,
 )
 from ...models.onnx import Dynamic, check_deploy, to_onnx
 from .networks import PixelDecoder, PixelEncoder
@@ -64,17 +66,16 @@ def write_runtime(
     network = load_model(source)
     if not isinstance(network, AdainTiny):
         raise InputError(f"{source}: holds no stylization network; name a file .onnx or .pt2")
-    check_folder(target)
-    if not (target.exists() and target.samefile(source)):
-        _copy(source, target, overwrite)
-    worst = 0.0
-    for name, half, inputs, dynamic in _halves(network):
-        path = target / name
-        found = to_onnx(
-            half, inputs, path, dynamic=dynamic, overwrite=overwrite, finish=_share_weights
-        )
-        worst = max(worst, found)
-    _add_hashes(target)
+    in_place = target.exists() and target.samefile(source)
+    if not in_place:
+        check_target(target, overwrite)
+    elif not overwrite and (target / ENCODER).exists():
+        raise InputError(f"{target / ENCODER}: exists already; --overwrite replaces it")
+    with replaced_folder(target) as temporary:
+        if not in_place:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+        worst = max(_write(temporary / name, *half) for name, *half in _halves(network))
+        _add_hashes(temporary)
     return worst
 
 
@@ -99,10 +100,8 @@ def _halves(
     ]
 
 
-def _copy(source: Path, target: Path, overwrite: bool) -> None:
-    if not overwrite and target.exists() and any(target.iterdir()):
-        raise InputError(f"{target}: holds files already; --overwrite replaces them")
-    shutil.copytree(source, target, dirs_exist_ok=True)
+def _write(path: Path, half: nn.Module, inputs: tuple[Tensor, ...], dynamic: Dynamic) -> float:
+    return to_onnx(half, inputs, path, dynamic=dynamic, overwrite=True, finish=_share_weights)
 
 
 def _share_weights(path: Path) -> None:
