@@ -46,7 +46,7 @@ def equalize_(
     *,
     iterations: int = 100,
     tolerance: float = 1e-2,
-    relu6: ClipMode = "replace",
+    relu6: ClipMode = "scale",
 ) -> Equalization:
     """Equalize the ranges of a folded network's channels.
 
@@ -70,8 +70,9 @@ def equalize_(
         statistics: moments of each layer's output by its name; changed along, and restored.
         iterations: sweeps at most.
         tolerance: stop where no |log s| of a sweep exceeds it, as `Equalization.change` is taken.
-        relu6: "replace" ReLU6 by ReLU (another function: see `clipped`), "scale" its bound channel
-            by channel (exact), or "keep" it, and its channels as they are. The same holds of
+        relu6: "scale" the bound of ReLU6 channel by channel (exact), "replace" it by ReLU as the
+            paper does (another function: `clipped` says how often it clipped, and a network that
+            needs its clips is lost), or "keep" it, and its channels as they are. The same holds of
             Hardtanh, which "replace" leaves alone where it clips below 0.
 
     Raises:

@@ -53,7 +53,7 @@ class HardSwish(nn.Module):
 def test_clip_within_a_hard_swish_stays() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), HardSwish(), nn.Conv2d(4, 4, 1), nn.ReLU6())
     net.append(nn.Conv2d(4, 2, 1))
-    undo = equalize_(net, torch.randn(2, 3, 4, 4))
+    undo = equalize_(net, torch.randn(2, 3, 4, 4), relu6="replace")
     assert list(undo.clipped) == ["3"]
     assert isinstance(net[1].clip, nn.ReLU6)
     assert undo.factors.keys() == {"2"}
@@ -64,7 +64,7 @@ def test_hardtanh_below_zero_is_scaled_but_not_replaced() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardtanh(-1, 2), nn.Conv2d(4, 2, 1)).double()
     x = 5 * torch.randn(8, 3, 4, 4).double()
     before = net(x)
-    undo = equalize_(net, x)
+    undo = equalize_(net, x, relu6="replace")
     assert dict(undo.left)["0"] == "'1' clips them below 0"
     assert undo.factors == {}
     undo = equalize_(net, x, relu6="scale")

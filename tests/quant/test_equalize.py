@@ -212,7 +212,7 @@ def test_relu6_replaced_says_what_it_clipped() -> None:
     net, x = relu6_net(), torch.randn(4096, 3, 1, 1).double()
     seen = net[0](x).detach()
     statistics = {"0": Moments.of(seen, BATCH)}
-    undo = equalize_(net, x, statistics)
+    undo = equalize_(net, x, statistics, relu6="replace")
     assert isinstance(net[1], nn.ReLU)
     assert list(undo.clipped) == ["1"]
     share = float((seen > 6).double().mean())
