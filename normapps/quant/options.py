@@ -26,6 +26,9 @@ class QuantizeOptions(PictureOptions):
         "pictures: some calibrate, the others judge, and class folders give accuracy; with"
         " --data-free all of them judge",
     )
+    test: str | None = option(
+        None, "other pictures to judge with; then none of --data does, and all may calibrate"
+    )
     data_free: bool = option(
         False, "take the ranges from the batch norms' statistics, without any picture"
     )
@@ -44,7 +47,9 @@ class QuantizeOptions(PictureOptions):
         " error",
         choices=RANGES,
     )
-    calibration: int = option(128, "pictures for the ranges, half of --data at most", low=1)
+    calibration: int = option(
+        128, "pictures for the ranges, half of --data at most where it judges, too", low=1
+    )
     equalize: bool | None = option(
         None,
         "even out the ranges of channels, and absorb large biases (unless --per-channel, which"
@@ -91,6 +96,10 @@ class QuantizeOptions(PictureOptions):
                 raise InputError(f"{flag(name)} --data-free: needs pictures to learn from")
         if self.mixed and not self.calibrates and not self.distill:
             raise InputError("--mixed --data-free: needs pictures to try; add --distill N")
+        if self.test is not None and not self.calibrates:
+            raise InputError(
+                f"--test {self.test}: nothing calibrates, so all of --data judges; give that alone"
+            )
         if self.data is None and self.limit is not None:
             raise InputError(f"--limit {self.limit}: there are no pictures; name them by --data")
 

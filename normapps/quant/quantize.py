@@ -326,7 +326,8 @@ def _given(options: QuantizeOptions) -> dict[str, Any]:
 
 
 def _seconds(work: _Work) -> dict[str, float]:
-    decoding = {} if work.seen is None else {"decoding": work.seen.feed.decoding}
+    seen = work.seen
+    decoding = {} if seen is None else {"decoding": seen.decoding}
     return decoding | work.clock.seconds
 
 
@@ -347,7 +348,7 @@ def _facts(work: _Work, made: _Made, following: str) -> Circumstances:
         ranges=made.ranges,
         difference=made.difference,
         warnings=(SATURATES,) if has_vnni() is False and not options.reduce_range else (),
-        failed=() if seen is None else seen.feed.failed,
+        failed=() if seen is None else seen.failed,
         following=following,
     )
 

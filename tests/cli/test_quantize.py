@@ -344,3 +344,29 @@ def test_help_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert "--per-channel / --per-tensor" in done.stdout
+
+
+def test_other_pictures_judge_and_all_of_the_data_may_calibrate(
+    run: Run, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    """Their classes are numbered by name: a list of fives and nines alone judges as fives, nines."""
+    rest, judges = tmp_path / "rest.txt", tmp_path / "judges.csv"
+    files = sorted(digits.rglob("*.png"))
+    wanted = [file for file in files if file.parent.name in ("5", "9")][::2]
+    names = {file: f"digit {file.parent.name}" for file in files}
+    lines = [f"{file}\t{names[file]}\n" for file in files if file not in wanted]
+    rest.write_text("".join(lines))
+    judges.write_text("".join(f"{file},{names[file]}\n" for file in wanted))
+    words = ("--data", rest, "--test", judges, "--no-sensitivity")
+    _, errors = run(trained, "-o", tmp_path / "out", *words, *BRIEF)
+    many = min(128, len(lines))
+    assert f"{many} pictures calibrate; {judges}: {len(wanted)} pictures judge" in errors
+    stage = _report(tmp_path / "out")["stages"]["float"]
+    assert stage["pictures"] == len(wanted)
+    assert stage["accuracy"]["mean"] > 0.8
+    judges.write_text(f"{wanted[0]} digit x\n{wanted[1]} digit 9\n")
+    said = _refused(run, trained, "-o", tmp_path / "new", *words, *BRIEF)
+    assert "has no class 'digit x'; give both the same classes" in said
+    judges.write_text(f"{wanted[0]}\n{wanted[1]}\n")
+    run(trained, "-o", tmp_path / "new", *words, *BRIEF)
+    assert "has no labels" in _report(tmp_path / "new")["without_accuracy"]
