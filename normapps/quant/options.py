@@ -55,9 +55,13 @@ class QuantizeOptions(PictureOptions):
         "even out the ranges of channels, and absorb large biases (unless --per-channel, which"
         " needs it little)",
     )
-    bias_correction: bool | None = option(
-        None, "take back what rounded weights shift on average (unless --per-channel)"
+    relu6: str = option(
+        "scale",
+        "of --equalize: scale its bound channel by channel (exact, slower), replace it by ReLU"
+        " (another function), or keep it",
+        choices=("scale", "replace", "keep"),
     )
+    bias_correction: bool = option(True, "take back what rounded weights shift on average")
     bn_reestimate: bool = option(
         False, "measure the batch norms' statistics anew behind rounded weights, on --data"
     )
@@ -112,8 +116,3 @@ class QuantizeOptions(PictureOptions):
     def equalizes(self) -> bool:
         """Whether ranges are evened out: where nothing is said, with one scale a weight."""
         return not self.per_channel if self.equalize is None else self.equalize
-
-    @property
-    def corrects(self) -> bool:
-        """Whether biases are corrected: where nothing is said, with one scale a weight."""
-        return not self.per_channel if self.bias_correction is None else self.bias_correction

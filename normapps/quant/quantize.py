@@ -247,7 +247,7 @@ def _judged(work: _Work, made: _Made, seen: Seen) -> tuple[Stage, ...]:
 def _unused(options: QuantizeOptions) -> tuple[str, ...]:
     """Options that may keep more of the answers, the cheapest first."""
     found = [] if options.per_channel else ["--per-channel"]
-    if options.per_channel and not options.corrects:
+    if not options.bias_correction:
         found.append("--bias-correction")
     if not options.mixed:
         found.append("--mixed")

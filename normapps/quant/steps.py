@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..graph.fold import Folding, fold_batchnorm
 from ..measure.clock import Clock
 from ..norm.moments import Moments
 from .absorb import Absorption, absorb_
+from .clip import ClipMode
 from .correction import BiasCorrection, correct_bias_
 from .equalize import Equalization, equalize_
 from .finetune import finetune_
@@ -95,12 +96,12 @@ def transform(
         InputError: a step that the network cannot go through.
     """
     if options.equalizes:
-        clock(EQUALIZE, lambda: _equalize(prepared))
+        clock(EQUALIZE, lambda: _equalize(prepared, options))
     if options.finetune and seen is not None:
         clock(FINETUNE, lambda: _finetune(prepared, options, _batches(seen, device), device))
     if options.bn_reestimate and seen is not None:
         clock(REESTIMATE, lambda: _reestimate(prepared, options, seen))
-    if options.corrects:
+    if options.bias_correction:
         clock(CORRECT, lambda: _correct(prepared, options, seen))
 
 
@@ -115,9 +116,10 @@ def _folded(done: Folding) -> Step:
     return Step(FOLD, said, {"folded": dict(counts), "difference": done.difference})
 
 
-def _equalize(prepared: Prepared) -> None:
+def _equalize(prepared: Prepared, options: QuantizeOptions) -> None:
     """Even the ranges of channels out, and move what is left of high biases on."""
-    done = equalize_(prepared.model, prepared.inputs, prepared.statistics)
+    mode = cast("ClipMode", options.relu6)
+    done = equalize_(prepared.model, prepared.inputs, prepared.statistics, relu6=mode)
     prepared.steps.append(_equalized(done))
     moved = absorb_(prepared.model, prepared.inputs, prepared.statistics)
     prepared.steps.append(_absorbed(moved))

@@ -29,15 +29,11 @@ def test_what_would_do_nothing_is_refused(values: dict[str, Any], line: str) -> 
     assert line in str(error.value)
 
 
-def test_one_scale_a_weight_asks_for_equalization_and_correction() -> None:
-    one = QuantizeOptions(data="d", per_channel=False)
-    assert (one.equalizes, one.corrects) == (True, True)
-    many = QuantizeOptions(data="d")
-    assert (many.equalizes, many.corrects) == (False, False)
-    said = QuantizeOptions(data="d", equalize=True, bias_correction=True)
-    assert (said.equalizes, said.corrects) == (True, True)
-    denied = QuantizeOptions(data="d", per_channel=False, equalize=False, bias_correction=False)
-    assert (denied.equalizes, denied.corrects) == (False, False)
+def test_one_scale_a_weight_asks_for_equalization() -> None:
+    assert QuantizeOptions(data="d", per_channel=False).equalizes
+    assert not QuantizeOptions(data="d").equalizes
+    assert QuantizeOptions(data="d", equalize=True).equalizes
+    assert not QuantizeOptions(data="d", per_channel=False, equalize=False).equalizes
 
 
 def test_pictures_calibrate_unless_ranges_need_none() -> None:
