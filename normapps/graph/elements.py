@@ -61,7 +61,6 @@ class Elements:
         self.rectified: list[Atoms] = []
         self.spoiled: set[str] = set()
         self._key = object()
-        self._written: dict[int, Tensor] = {}  # memory of constants that data was written to
         self._known: dict[int, tuple[Tensor, Label]] = {}
         for name, tensor in named(model):
             self._known.setdefault(id(tensor), (tensor, Label(source=name)))
@@ -73,8 +72,6 @@ class Elements:
         key, label = tensor.__dict__.get(_KEY, (None, None))
         if key is not self._key:
             label = self._known.get(id(tensor), (tensor, Label()))[1]
-        if label.atoms is None and tensor.untyped_storage().data_ptr() in self._written:
-            return Label(fixed(tensor))
         found: Label = label
         return found
 
@@ -89,8 +86,7 @@ class Elements:
             return
         reason = f"{where} writes into a part of a tensor"
         if atoms is None or old.atoms is None:
-            self.pin(old.atoms if atoms is None else atoms, reason)
-            self._written[tensor.untyped_storage().data_ptr()] = tensor
+            self.pin(old.atoms if atoms is None else atoms, reason)  # constants do not change
         else:
             self.tie(atoms, old.atoms, reason)
 

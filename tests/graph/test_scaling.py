@@ -211,6 +211,10 @@ _PINNING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "denominator": (lambda y: y / (1 + y.abs()), "them"),
     "clip": (F.relu6, "aten.hardtanh"),
     "mean of channels": (lambda y: y - y.mean(1, keepdim=True), "aten.mean"),
+    "pool over channels": (
+        lambda y: F.avg_pool2d(y.permute(0, 2, 3, 1), 2),
+        "aten.avg_pool2d",
+    ),
     "layer norm": (lambda y: F.layer_norm(y, y.shape[1:]), "aten.native_layer_norm"),
     "softmax": (lambda y: y.softmax(1), "aten._softmax"),
     "comparison": (lambda y: torch.where(y > 0.3, y, 0 * y), "aten.gt"),

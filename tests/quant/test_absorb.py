@@ -128,6 +128,24 @@ def test_layers_without_statistics_are_passed_over() -> None:
     assert (undo.absorbed, undo.left, undo.difference) == ({}, (), 0.0)
 
 
+def test_bias_of_two_layers_is_left() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = pair()[0], nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+            self.b.bias = self.a.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(F.relu(torch.cat([self.a(x), self.b(x)], 1)))
+
+    net = Branches().double()
+    before = net(X)
+    undo = absorb_(net, X, {"a": moments(MEAN, STD)})
+    assert undo.absorbed == {}
+    assert [name for name, _ in undo.left] == ["a", "b"]
+    assert torch.equal(net(X), before)
+
+
 def test_negative_deviations() -> None:
     with pytest.raises(InputError, match="deviations -1"):
         absorb_(pair(), X, {}, deviations=-1)

@@ -52,7 +52,8 @@ def ranges(weight: Tensor, dim: int) -> Tensor:
 
 def rounding_error(weight: Tensor) -> float:
     """Of one 8-bit scale for the whole tensor, relative to each output channel."""
-    step = float(weight.abs().max()) / 127
+    step = float(weight.detach().abs().max()) / 127
+    weight = weight.detach()
     gap = (weight - (weight / step).round() * step).flatten(1)
     return float((gap.norm(dim=1) / weight.flatten(1).norm(dim=1)).mean())
 
@@ -140,15 +141,22 @@ def test_weight_between_channels_of_one_scale_settles() -> None:
             self.stem, self.mix, self.head = (
                 nn.Conv2d(i, o, 1) for i, o in ((3, 4), (4, 4), (4, 2))
             )
-            with torch.no_grad():
-                self.mix.weight.mul_(10 ** torch.empty(4, 4, 1, 1).uniform_(-2, 2))
+            with torch.no_grad():  # two pairs that exchange what they have
+                for layer in (self.stem, self.head):
+                    layer.weight.mul_(1e-6)
+                self.mix.weight.zero_()
+                for row, column, value in ((0, 1, 1.0), (1, 0, 9.0), (2, 3, 5.0), (3, 2, 0.1)):
+                    self.mix.weight[row, column] = value
 
         def forward(self, x: Tensor) -> Tensor:
             y = torch.relu(self.stem(x))
             return self.head(torch.relu(y + self.mix(y)))
 
-    undo = equalize_(Stream(), torch.randn(2, 3, 4, 4), tolerance=1e-5, iterations=500)
+    net = Stream()
+    undo = equalize_(net, torch.randn(2, 3, 4, 4), tolerance=1e-5, iterations=500)
     assert undo.change <= 1e-5
+    one, other = (float(net.mix.weight.detach()[at]) for at in ((0, 1), (1, 0)))
+    assert one == pytest.approx(other, rel=1e-3) == pytest.approx(3, rel=1e-3)
 
 
 def test_statistics_go_along_and_come_back() -> None:
