@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from ..models.options import preprocessing_of
 from ..models.outputs import logits_of
 from ..models.trying import answer_of, check_finite
 from ..norm.nesting import tensors_in
+from .bundle import given, manifest_of
 from .int8 import write_int8
 from .judgement import NO_PICTURES, Evidence, judge, next_step
 from .judging import judge_files
@@ -279,31 +279,15 @@ def _write(work: _Work, made: _Made, out: Path) -> QuantizeReport:
 
 
 def _manifest(work: _Work, made: _Made, evidence: Evidence, verdict: Verdict) -> OnnxManifest:
-    import onnxruntime
-
-    opened = work.opened
-    entry = {
-        "quantized": INT8,
-        "options": _given(work.options),
+    done = {
         "data": None if work.seen is None else work.seen.feed.pictures.place,
         "steps": [step.name for step in made.prepared.steps],
         "kept_float": list(made.mixture.kept_float),
         "bytes": list(evidence.sizes.values()),
         "verdict": verdict.verdict,
     }
-    return OnnxManifest(
-        opened.name,
-        dict(opened.source),
-        tuple(work.inputs.shape[1:]),
-        output=work.output,
-        num_classes=_classes(work),
-        precision=INT8,
-        preprocessing=opened.preprocessing.to_json(),
-        history=[*opened.history, entry],
-        options=_all(work.options),
-        onnxruntime=onnxruntime.__version__,
-        verdict=verdict.verdict,
-    )
+    shape = tuple(work.inputs.shape[1:])
+    return manifest_of(work.opened, work.options, shape, work.output, _classes(work), done)
 
 
 def _classes(work: _Work) -> int | None:
@@ -311,18 +295,6 @@ def _classes(work: _Work) -> int | None:
         return int(logits_of(work.answer).shape[1])
     except InputError:
         return None
-
-
-def _all(options: QuantizeOptions) -> dict[str, Any]:
-    left_out = ("overwrite", "device")
-    values = {name: value for name, value in vars(options).items() if name not in left_out}
-    return dict(json.loads(json.dumps(values, default=str)))
-
-
-def _given(options: QuantizeOptions) -> dict[str, Any]:
-    """Return the options that differ from their defaults, as JSON values."""
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    return {name: value for name, value in _all(options).items() if value != defaults[name]}
 
 
 def _seconds(work: _Work) -> dict[str, float]:
@@ -338,7 +310,7 @@ def _facts(work: _Work, made: _Made, following: str) -> Circumstances:
         preprocessing=opened.preprocessing.describe(),
         data=None if seen is None else seen.describe(),
         without_accuracy=_without_accuracy(seen),
-        options=_given(options),
+        options=given(options),
         range_source=_range_source(options, seen),
         steps=tuple(made.prepared.steps),
         left=made.prepared.left,
