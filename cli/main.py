@@ -23,6 +23,7 @@ COMMANDS = {
     "adapt": "adapt:app",
     "slim": "slim:app",
     "quantize": "quantize:quantize",
+    "compress": "compress:compress",
     "export": "export:export",
     "models": "models:app",
 }
