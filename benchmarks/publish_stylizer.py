@@ -14,6 +14,7 @@ from pathlib import Path
 
 from normapps.data.images import Picture
 from normapps.data.sources import PictureSource
+from normapps.style.onnx.files import write_runtime
 from normapps.style.stylizer import Stylizer
 
 PRESETS = {
@@ -55,6 +56,7 @@ def main() -> None:
     TARGET.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.json"):
         shutil.copy(arguments.run / "model" / name, TARGET / name)
+    write_runtime(TARGET, TARGET, overwrite=True)
     stylizer, paintings = (
         Stylizer.load(TARGET, device="cpu", dtype="float32"),
         PictureSource([arguments.paintings]),

@@ -87,14 +87,14 @@ def inference_session(
     *,
     threads: int | None = None,
     optimized: str | os.PathLike[str] | None = None,
-    is_sharing: bool = False,
+    is_brief: bool = False,
 ) -> Any:
     """Open an ONNX file of any inputs as onnxruntime's own session, as `open_session` does.
 
     Args:
         model, threads, optimized: see `open_session`.
-        is_sharing: take memory from one arena with all other sessions that share, which suits
-            networks that run one after the other.
+        is_brief: for a process that runs a few pictures and ends: such sessions have one arena
+            for all, threads wait without spinning, and weights are not laid out anew.
 
     Raises:
         NormappsError, InputError: as `open_session` does, but for the number of inputs.
@@ -104,8 +104,8 @@ def inference_session(
         raise InputError(f"{name}: no such file")
     source = model if isinstance(model, bytes) else name
     options = _options(runtime, threads, optimized)
-    if is_sharing and _share_arena():
-        options.add_session_config_entry("session.use_env_allocators", "1")
+    if is_brief:
+        _make_brief(runtime, options)
     try:
         return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no base
@@ -132,9 +132,16 @@ def _runtime() -> Any:
     return onnxruntime
 
 
+def _make_brief(runtime: Any, options: Any) -> None:
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _share_arena():
+        options.add_session_config_entry("session.use_env_allocators", "1")
+
+
 @functools.cache
 def _share_arena() -> bool:
-    """Make the arena of the sessions that share, once a process; say whether there is one."""
+    """Make the arena of the sessions that share one, once a process; say whether there is one."""
     runtime = _runtime()
     kind, usage = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, runtime.OrtMemType.DEFAULT
     try:

@@ -74,7 +74,7 @@ def write_runtime(
     with replaced_folder(target) as temporary:
         if not in_place:
             shutil.copytree(source, temporary, dirs_exist_ok=True)
-        worst = max(_write(temporary / name, *half) for name, *half in _halves(network))
+        worst = max(_write(temporary, *half) for half in _halves(network))
         _add_hashes(temporary)
     return worst
 
@@ -100,7 +100,10 @@ def _halves(
     ]
 
 
-def _write(path: Path, half: nn.Module, inputs: tuple[Tensor, ...], dynamic: Dynamic) -> float:
+def _write(
+    folder: Path, name: str, half: nn.Module, inputs: tuple[Tensor, ...], dynamic: Dynamic
+) -> float:
+    path = folder / name
     return to_onnx(half, inputs, path, dynamic=dynamic, overwrite=True, finish=_share_weights)
 
 

@@ -51,8 +51,8 @@ class OnnxStylizer:
         self.folder: Path | None = folder
         self.fingerprint: str = fingerprint
         self.side = side
-        self._encoder = inference_session(folder / ENCODER, is_sharing=True)
-        self._decoder = inference_session(folder / DECODER, is_sharing=True)
+        self._encoder = inference_session(folder / ENCODER, is_brief=True)
+        self._decoder = inference_session(folder / DECODER, is_brief=True)
 
     @classmethod
     def load(cls, model: str | os.PathLike[str] = "adain-tiny") -> OnnxStylizer:
