@@ -2,8 +2,9 @@
 
     python benchmarks/publish_stylizer.py RUN ../shared/data/pacs_art_painting.tar
 
-copies RUN/model to pretrained/adain-tiny and encodes each painting of `PRESETS` as
-pretrained/adain-tiny/styles/NAME.style. The paintings themselves are never copied.
+copies RUN/model to pretrained/adain-tiny, writes the graphs of `--runtime onnx` beside it and
+encodes each painting of `PRESETS` as pretrained/adain-tiny/styles/NAME.style. The paintings
+themselves are never copied.
 """
 
 from __future__ import annotations
