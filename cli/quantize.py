@@ -35,7 +35,8 @@ def quantize(
     """Make an int8 network for ONNX Runtime, and say whether it is faster here and as good.
 
     Writes a folder with model.onnx, model.json and a report (report.html, report.json). It opens
-    by normapps.OnnxModel, without torch. No picture that calibrated judges. Exits with 1 if a
+    by normapps.OnnxModel, without torch (that of torchao has model.pt2 and opens by
+    normapps.ProgramModel). No picture that calibrated judges. Exits with 1 if a
     picture of --data could not be read, the rest being done.
     """
     from normapps.engine.progress import BatchProgress

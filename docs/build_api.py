@@ -12,7 +12,7 @@ import pdoc
 import normapps
 
 # pdoc sees what is in the module; these names come on first use
-_ = normapps.OnnxModel, normapps.Stylizer, normapps.load_model
+_ = normapps.OnnxModel, normapps.ProgramModel, normapps.Stylizer, normapps.load_model
 names = [found.name for found in pkgutil.walk_packages(normapps.__path__, "normapps.")]
 warnings.filterwarnings("ignore", module="pdoc")  # of names imported for types only
 pdoc.render.configure(docformat="google")

@@ -12,12 +12,14 @@ from .errors import InputError, NormappsError, UsageError
 if TYPE_CHECKING:
     from .models.folder import load_model as load_model
     from .models.onnx_folder import OnnxModel as OnnxModel
+    from .models.program_folder import ProgramModel as ProgramModel
     from .style.stylizer import Stylizer as Stylizer
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "OnnxModel": "models.onnx_folder",
+    "ProgramModel": "models.program_folder",
     "Stylizer": "style.stylizer",
     "load_model": "models.folder",
 }
@@ -26,6 +28,7 @@ __all__ = [
     "InputError",
     "NormappsError",
     "OnnxModel",
+    "ProgramModel",
     "Stylizer",
     "UsageError",
     "__version__",

@@ -27,6 +27,8 @@ FORMAT, VERSION = "normapps-model", 1
 WEIGHTS, MANIFEST = "model.safetensors", "model.json"
 ONNX_FORMAT = "normapps-onnx"
 """The format of folders that `OnnxModel` opens."""
+PROGRAM_FORMAT = "normapps-program"
+"""The format of folders that `ProgramModel` opens."""
 
 BUILDERS = {
     "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
@@ -41,6 +43,13 @@ BUILDERS = {
     "slimmed": "normapps.models.builders:slimmed_model",
 }
 """Name in `model.json` → `module:callable` that makes the network from its `arguments`."""
+
+_RUN_ONLY = {
+    ONNX_FORMAT: ("an ONNX model, which onnxruntime runs and not torch", "OnnxModel"),
+    PROGRAM_FORMAT: ("an int8 program, which runs and cannot be changed", "ProgramModel"),
+}
+"""Formats of folders with no network in them that could be built again: what each is, in words, and
+what opens it."""
 
 _REFUSALS = (
     TypeError,
@@ -135,10 +144,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     values = read_json(path)
-    if isinstance(values, dict) and values.get("format") == ONNX_FORMAT:
+    if isinstance(values, dict) and values.get("format") in _RUN_ONLY:
+        kind, opened_by = _RUN_ONLY[values["format"]]
         raise InputError(
-            f"{path.parent}: is an ONNX model, which onnxruntime runs and not torch:"
-            f" normapps.OnnxModel({os.fspath(folder)!r}).run(images)"
+            f"{path.parent}: is {kind}: normapps.{opened_by}({os.fspath(folder)!r}).run(images)"
         )
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError(f'{path}: is no model manifest ("format" is not "{FORMAT}")')

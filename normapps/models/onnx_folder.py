@@ -1,4 +1,6 @@
-"""Folders that onnxruntime runs: `model.onnx` and a versioned `model.json`. Loads no torch.
+"""Folders that are run as they are: a network and a versioned `model.json`. Loads no torch.
+
+Mostly `model.onnx`, for onnxruntime; `program_folder.py` has the others.
 
 Whoever gets such a folder needs neither the network's code nor torch:
 
@@ -22,13 +24,24 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import sha256, write_text
-from .folder import MANIFEST, ONNX_FORMAT, check_target, read_json, replaced_folder, verify
+from .folder import (
+    MANIFEST,
+    ONNX_FORMAT,
+    PROGRAM_FORMAT,
+    check_target,
+    read_json,
+    replaced_folder,
+    verify,
+)
 
 if TYPE_CHECKING:
     from ..engine.ort import Session
+    from .program import Program
 
 VERSION = 1
 NETWORK = "model.onnx"
+NETWORKS = {ONNX_FORMAT: NETWORK, PROGRAM_FORMAT: "model.pt2"}
+"""The network's file, by the format of the folder."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class OnnxManifest:
         history: what was done to the network, JSON values, oldest first.
         options: how it was quantized.
         sha256: of the folder's files, by their names.
-        onnxruntime: version by which the file was measured.
+        onnxruntime: version by which the float file was measured, and this one if it is ONNX.
         verdict: of the report beside it.
     """
 
@@ -77,7 +90,7 @@ def save_onnx(
     Args:
         folder: made with its parents; with `overwrite` an older one of this kind is replaced,
             files in it that are not ours stay.
-        network: the ONNX file; it is moved.
+        network: the file, ONNX or by its suffix `.pt2` a program; it is moved.
         manifest: what is known of it, but for the hash.
         complete: called with the folder, still under another name, to check it and add files.
 
@@ -86,11 +99,14 @@ def save_onnx(
     """
     target = Path(folder)
     check_onnx_target(target, overwrite)
+    kind = next(each for each, file in NETWORKS.items() if Path(file).suffix == network.suffix)
     with replaced_folder(target) as temporary:
-        shutil.move(network, temporary / NETWORK)
-        hashes = {NETWORK: sha256(temporary / NETWORK)}
-        said = dataclasses.asdict(dataclasses.replace(manifest, sha256=hashes))
-        values = {"format": ONNX_FORMAT, "version": VERSION} | said
+        for old in NETWORKS.values():
+            (temporary / old).unlink(missing_ok=True)
+        file = temporary / NETWORKS[kind]
+        shutil.move(network, file)
+        said = dataclasses.asdict(dataclasses.replace(manifest, sha256={file.name: sha256(file)}))
+        values = {"format": kind, "version": VERSION} | said
         write_text(temporary / MANIFEST, json.dumps(values, indent=2) + "\n")
         if complete is not None:
             complete(temporary)
@@ -111,24 +127,31 @@ def check_onnx_target(folder: str | os.PathLike[str], overwrite: bool = False) -
 
 
 def is_onnx_folder(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder's `model.json` says that it is one of ours that onnxruntime runs."""
+    """Whether a folder's `model.json` says that it is one of ours that is run as it is."""
     try:
         values = read_json(Path(folder) / MANIFEST)
     except InputError:
         return False
-    return isinstance(values, dict) and values.get("format") == ONNX_FORMAT
+    return isinstance(values, dict) and values.get("format") in NETWORKS
 
 
-def read_onnx_manifest(folder: str | os.PathLike[str]) -> OnnxManifest:
+def read_onnx_manifest(
+    folder: str | os.PathLike[str], wanted: str = ONNX_FORMAT, kind: str = "ONNX model"
+) -> OnnxManifest:
     """Read `model.json` of such a folder; the network is not looked at.
+
+    Args:
+        folder: of the network.
+        wanted: its format.
+        kind: that in words.
 
     Raises:
         InputError: the folder or file is missing, is of another kind, or of a newer version.
     """
     path = Path(folder) / MANIFEST
     values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != ONNX_FORMAT:
-        raise InputError(f'{path}: is no ONNX model ("format" is not "{ONNX_FORMAT}")')
+    if not isinstance(values, dict) or values.get("format") != wanted:
+        raise InputError(f'{path}: is no {kind} ("format" is not "{wanted}")')
     if values.get("version") != VERSION:
         raise InputError(
             f"{path}: version {values.get('version')!r} is not {VERSION}, which this normapps"
@@ -137,29 +160,17 @@ def read_onnx_manifest(folder: str | os.PathLike[str]) -> OnnxManifest:
     return _parsed(path, values)
 
 
-class OnnxModel:
-    """A network in a folder, run by onnxruntime on the CPU.
-
-    Args:
-        folder: that `normapps quantize` wrote; its hash is checked.
-        threads: threads that share an operator; onnxruntime's choice, one a core, where None.
+class RunModel:
+    """A network of a folder, with what it takes to show it pictures.
 
     Attributes:
         manifest: what its `model.json` says.
-        session: onnxruntime's, for other outputs than the first.
-
-    Raises:
-        NormappsError: onnxruntime is not installed.
-        InputError: the folder is missing, damaged, of another kind or of a newer version.
+        session: what runs it, for other outputs than the first.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, threads: int | None = None) -> None:
-        from ..engine.ort import open_session
-
-        self.manifest = read_onnx_manifest(folder)
-        network = Path(folder) / NETWORK
-        verify(network, self.manifest.sha256[NETWORK])
-        self.session: Session = open_session(network, threads=threads)
+    def __init__(self, manifest: OnnxManifest, session: Session | Program) -> None:
+        self.manifest = manifest
+        self.session = session
 
     def prepare(self, pictures: Sequence[str | os.PathLike[str] | np.ndarray]) -> np.ndarray:
         """Make the network's input of pictures.
@@ -202,12 +213,34 @@ class OnnxModel:
         return self.session.run(images.astype(np.float32, copy=False), [name])[0]
 
 
+class OnnxModel(RunModel):
+    """A network in a folder, run by onnxruntime on the CPU.
+
+    Args:
+        folder: that `normapps quantize` wrote; its hash is checked.
+        threads: threads that share an operator; onnxruntime's choice, one a core, where None.
+
+    Raises:
+        NormappsError: onnxruntime is not installed.
+        InputError: the folder is missing, damaged, of another kind or of a newer version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        from ..engine.ort import open_session
+
+        manifest = read_onnx_manifest(folder)
+        network = Path(folder) / NETWORK
+        verify(network, manifest.sha256[NETWORK])
+        super().__init__(manifest, open_session(network, threads=threads))
+
+
 def _parsed(path: Path, values: Mapping[str, Any]) -> OnnxManifest:
     kinds = {"name": str, "source": dict, "input_size": list, "sha256": dict}
     for name, kind in kinds.items():
         if not isinstance(values.get(name), kind):
             raise InputError(f'{path}: "{name}" is missing or is no {kind.__name__}')
-    if not isinstance(values["sha256"].get(NETWORK), str):
-        raise InputError(f"{path}: lists no sha256 of {NETWORK}")
+    network = NETWORKS[values["format"]]
+    if not isinstance(values["sha256"].get(network), str):
+        raise InputError(f"{path}: lists no sha256 of {network}")
     known = {each.name for each in dataclasses.fields(OnnxManifest)}
     return OnnxManifest(**{name: values[name] for name in values.keys() & known})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from ..models.load import OpenedModel
 from ..models.onnx_folder import OnnxManifest
 from .latency import INT8
-from .options import QuantizeOptions
+from .options import TORCHAO, QuantizeOptions
 
 _NOT_KEPT = ("overwrite", "device")
 """Options that say nothing of the network."""
@@ -43,6 +44,8 @@ def manifest_of(
     import onnxruntime
 
     entry = {"quantized": INT8, "options": given(options), **done}
+    if options.backend == TORCHAO:
+        entry |= {name: version(name) for name in ("torch", "torchao")}
     return OnnxManifest(
         opened.name,
         dict(opened.source),

@@ -27,6 +27,7 @@ FASTER = 1.05
 BROKEN = 0.9
 """Share of unchanged answers below which rounding did damage, labels or not."""
 
+NO_TIME = "--no-latency was given"
 NO_PICTURES = "no pictures were given; --data names some"
 
 
@@ -35,13 +36,15 @@ class Evidence:
     """What is known of a quantized network.
 
     Attributes:
-        sizes: bytes of the ONNX files, by `FLOAT` and `INT8`.
+        sizes: bytes of the files, by `FLOAT` and `INT8`.
         stages: on the same pictures; the first is the float network, the last the int8 one. Empty
             without pictures.
         latencies: of `TORCH`, `FLOAT` and `INT8`; empty where not measured.
         max_drop: accuracy, or share of the answers, that may be lost.
         is_random: the model has random weights.
         not_judged: why there are no stages.
+        not_timed: why there are no latencies.
+        opened_by: the class that runs the folder.
         layers: that compute in int8, and that could.
         unused: options that were not given and may keep more accuracy.
     """
@@ -52,6 +55,8 @@ class Evidence:
     max_drop: float = 0.01
     is_random: bool = False
     not_judged: str = NO_PICTURES
+    not_timed: str = NO_TIME
+    opened_by: str = "OnnxModel"
     layers: tuple[int, int] = (1, 1)
     unused: tuple[str, ...] = field(default=())
 
@@ -94,7 +99,7 @@ def next_step(evidence: Evidence, verdict: Verdict, folder: Path, spec: str) -> 
     if evidence.is_random:
         return ""
     if verdict.verdict == RECOMMENDED:
-        return f"Use it: normapps.OnnxModel({str(folder)!r}).run(images)"
+        return f"Use it: normapps.{evidence.opened_by}({str(folder)!r}).run(images)"
     if evidence.is_faster is False:
         command = f"normapps export {shlex.quote(spec)} -o model.onnx"
         return f"In float32 ONNX Runtime is as fast here: {command}"
@@ -109,7 +114,8 @@ def _with_speed(evidence: Evidence, good: Verdict) -> Verdict:
     """Add what it brings to a network that is good, or may be."""
     gain = _size(evidence)
     if not evidence.latencies:
-        return Verdict(UNDECIDED, f"{gain}, but no time was measured here. {good.reason}")
+        why = "" if evidence.not_timed == NO_TIME else f" ({evidence.not_timed})"
+        return Verdict(UNDECIDED, f"{gain}, but no time was measured here{why}. {good.reason}")
     times = [(each.batch_size, each.speedup(INT8, FLOAT).median) for each in evidence.latencies]
     speed = ", ".join(f"{value:.2f} at batch {size}" for size, value in times)
     against = f"times as fast as float32 in ONNX Runtime: {speed}"

@@ -1,4 +1,4 @@
-"""What networks answer to the pictures that judge: by torch, and as ONNX files."""
+"""What networks answer to the pictures that judge: by torch, and as files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.device import place
-from ..engine.ort import open_session
 from ..measure.stages import Prediction, Stage, compare, predict
+from ..models.program import Program, open_network
 from .pictures import Seen
 
 BASE = "float"
@@ -19,17 +19,17 @@ BASE = "float"
 
 def judge_files(
     model: nn.Module,
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | Program],
     seen: Seen,
     *,
     output: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Stage, ...]:
-    """Compare ONNX files with the network that they were made of, on pictures.
+    """Compare files with the network that they were made of, on pictures.
 
     Args:
         model: a classifier in float32, on the CPU, where it is again afterwards.
-        files: by the name of their stage.
+        files: ONNX or programs, by the name of their stage.
         seen: pictures; those that calibrated do not judge.
         output: number of the files' output that holds the logits.
         device: where the float network runs; the files run on the CPU.
@@ -52,9 +52,11 @@ def judge_files(
     return tuple(stages)
 
 
-def answers_of(path: Path, seen: Seen, labels: Tensor | None, output: int = 0) -> Prediction:
+def answers_of(
+    file: Path | Program, seen: Seen, labels: Tensor | None, output: int = 0
+) -> Prediction:
     """Return what a file says to the pictures that judge."""
-    session = open_session(path)
+    session = open_network(file)
     name = session.output_names[output]
     logits = [
         session.run(images.numpy(), [name])[0].astype(np.float32) for images, _ in seen.judged()

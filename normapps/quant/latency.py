@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..engine.device import evaluating, place
-from ..engine.ort import Session, open_session
+from ..engine.ort import Session
 from ..measure.latency import SECONDS, Latency, time_in_turns
+from ..models.program import Program, open_network
 
 TORCH, FLOAT, INT8 = "torch", "onnxruntime", "int8"
 """The three that take turns; `FLOAT` is what int8 has to beat."""
@@ -25,7 +26,7 @@ _PAUSE = 0.01
 
 def measure_latency(
     model: nn.Module,
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | Program],
     shape: Sequence[int],
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
@@ -35,7 +36,7 @@ def measure_latency(
 
     Args:
         model: in float32; a copy is timed, channels_last.
-        files: ONNX files by name.
+        files: ONNX or programs, by name.
         shape: (C, H, W) of a picture.
         batch_sizes: pictures a call.
         seconds: what each batch size may take about.
@@ -45,14 +46,14 @@ def measure_latency(
     """
     ready = place(copy.deepcopy(model), torch.device("cpu"))
     threads = torch.get_num_threads()
-    sessions = {name: open_session(path, threads=threads) for name, path in files.items()}
+    sessions = {name: open_network(file, threads=threads) for name, file in files.items()}
     return tuple(_time_at(size, ready, sessions, shape, seconds) for size in batch_sizes)
 
 
 def _time_at(
     size: int,
     model: nn.Module,
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Session | Program],
     shape: Sequence[int],
     seconds: float,
 ) -> Latency:
@@ -74,5 +75,5 @@ def _torch_case(model: nn.Module, noise: np.ndarray) -> Callable[[], object]:
     return run
 
 
-def _case(session: Session, noise: np.ndarray) -> Callable[[], object]:
+def _case(session: Session | Program, noise: np.ndarray) -> Callable[[], object]:
     return lambda: session.run(noise)

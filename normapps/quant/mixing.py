@@ -60,15 +60,17 @@ class Mixture:
     Attributes:
         order: every layer alone in int8, the most sensitive first; empty where not tried.
         choice: which stay float; None without `--mixed`.
+        without_kernel: those that the backend has no int8 kernel for, by the names of their nodes.
     """
 
     order: tuple[Sensitivity, ...] = ()
     choice: Choice | None = None
+    without_kernel: tuple[str, ...] = ()
 
     @property
     def kept_float(self) -> tuple[str, ...]:
         """Names of the nodes that stay float."""
-        return () if self.choice is None else self.choice.exclude
+        return self.without_kernel if self.choice is None else self.choice.exclude
 
 
 def mix(

@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..models.options import PictureOptions
 from ..options import device_option, flag, option
 
-BACKENDS = ("onnxruntime",)
+ONNXRUNTIME, TORCHAO = BACKENDS = ("onnxruntime", "torchao")
 RANGES = ("min-max", "percentile", "mse")
 
 
@@ -37,7 +37,11 @@ class QuantizeOptions(PictureOptions):
         "with --data-free: make so many pictures that match the statistics, for the ranges",
         low=0,
     )
-    backend: str = option("onnxruntime", "what the int8 network is for", choices=BACKENDS)
+    backend: str = option(
+        ONNXRUNTIME,
+        "what runs the int8 network: onnxruntime, or torch.compile by torchao",
+        choices=BACKENDS,
+    )
     per_channel: bool = option(
         True, "a scale for each output channel of a weight, or one for it all", no="--per-tensor"
     )
@@ -69,7 +73,9 @@ class QuantizeOptions(PictureOptions):
         0, "steps of training with rounded weights, taught by the float network on --data", low=0
     )
     mixed: bool = option(False, "leave layers in float32 until less than --max-drop is lost")
-    sensitivity: bool = option(True, "try every layer alone in int8, for the report")
+    sensitivity: bool = option(
+        True, "try every layer alone in int8, for the report (not by torchao)"
+    )
     max_drop: float = option(
         0.01, "accuracy, or share of the answers, that may be lost", low=0, high=1
     )
@@ -104,8 +110,20 @@ class QuantizeOptions(PictureOptions):
             raise InputError(
                 f"--test {self.test}: nothing calibrates, so all of --data judges; give that alone"
             )
+        if self.backend == TORCHAO:
+            self._check_torchao()
         if self.data is None and self.limit is not None:
             raise InputError(f"--limit {self.limit}: there are no pictures; name them by --data")
+
+    def _check_torchao(self) -> None:
+        if self.mixed:
+            raise InputError(
+                "--mixed --backend torchao: layers are tried by onnxruntime only; leave one out"
+            )
+        if self.data_free and not self.distill:
+            raise InputError(
+                "--data-free --backend torchao: ranges need pictures there; add --distill N"
+            )
 
     @property
     def calibrates(self) -> bool:

@@ -27,21 +27,24 @@ from ..models.onnx import check_deploy, to_onnx
 from ..models.onnx_folder import OnnxManifest, OnnxModel, check_onnx_target, save_onnx
 from ..models.options import preprocessing_of
 from ..models.outputs import logits_of
+from ..models.program import Program, check_torchao, open_compiled
+from ..models.program_folder import ProgramModel
 from ..models.trying import answer_of, check_finite
 from ..norm.nesting import tensors_in
 from .bundle import given, manifest_of
 from .int8 import write_int8
-from .judgement import NO_PICTURES, Evidence, judge, next_step
+from .judgement import NO_PICTURES, NO_TIME, Evidence, judge, next_step
 from .judging import judge_files
 from .kernels import float_operators, has_vnni
 from .latency import FLOAT, INT8, measure_latency
 from .layers import Node, quantizable
 from .mixing import Mixture, Shown, mix
-from .options import QuantizeOptions
+from .options import TORCHAO, QuantizeOptions
 from .pictures import Progress, Seen, see
 from .ranging import Ranges, distilled_images, find_ranges
 from .report import Circumstances, quantize_report
 from .steps import Prepared, fold, transform
+from .torchao_backend import batches_of, make_program
 
 SATURATES = (
     "this processor has no VNNI: 8-bit products may saturate, which makes int8 answer worse;"
@@ -75,9 +78,10 @@ def quantize_model(
     say: Callable[[str], object] = print,
     progress: Progress | None = None,
 ) -> QuantizeReport:
-    """Quantize a model to int8 for onnxruntime and write it as a folder, with a judging report.
+    """Quantize a model to int8 and write it as a folder, with a report that judges it.
 
-    The folder opens by `normapps.OnnxModel`, without torch. No picture that calibrated judges.
+    For onnxruntime the folder opens by `normapps.OnnxModel`, without torch; for torch by
+    `normapps.ProgramModel`. No picture that calibrated judges.
 
     Args:
         spec: the model, as `open_model` takes it.
@@ -87,12 +91,14 @@ def quantize_model(
         progress: told of every picture that is read, and of every step of distilling.
 
     Raises:
-        NormappsError: the extra `deploy` is not installed.
+        NormappsError: the extra `deploy`, or `torchao` for that, is not installed.
         InputError: a model, pictures or folder that cannot be used, or a network that is not
             exported or has no layer that could be int8; nothing is written then.
     """
     check_onnx_target(out, options.overwrite)
     check_deploy()
+    if options.backend == TORCHAO:
+        check_torchao()
     device = resolve_device(options.device)
     opened = _open(spec, options, say)
     answer = answer_of(opened.model, opened.preprocessing, opened.name)
@@ -147,6 +153,13 @@ class _Made:
     layers: tuple[Node, ...]
     mixture: Mixture
     float_operators: tuple[str, ...]
+    program: Program | None = None
+    not_compiled: str = ""
+
+    @property
+    def networks(self) -> dict[str, Path | Program]:
+        """The files; of a program that is open already, that."""
+        return {**self.files, **({} if self.program is None else {INT8: self.program})}
 
 
 def _open(spec: str, options: QuantizeOptions, say: Callable[[str], object]) -> OpenedModel:
@@ -168,6 +181,8 @@ def _quantize(work: _Work) -> _Made:
             raise InputError("has no convolution or linear layer, so nothing of it could be int8")
         images = clock("distilling", lambda: _distilled(work)) if options.distill else None
         transform(prepared, options, work.seen, work.device, clock)
+        if options.backend == TORCHAO:
+            return _program(work, prepared, difference, reference, images)
         source = reference
         if prepared.is_changed:
             source = work.place / "prepared.onnx"
@@ -179,6 +194,22 @@ def _quantize(work: _Work) -> _Made:
         files = {FLOAT: reference, INT8: int8}
         layers, stayed = quantizable(source), float_operators(int8)
         return _Made(prepared, difference, files, ranges, layers, mixture, stayed)
+
+
+def _program(
+    work: _Work, prepared: Prepared, difference: float, reference: Path, images: np.ndarray | None
+) -> _Made:
+    """Make a program of torch, which is compiled where it will be timed."""
+    path, shape = work.place / "int8.pt2", work.inputs.shape[1:]
+    batches = batches_of(work.options, work.seen, images)
+    model, inputs = prepared.model, work.inputs
+    done = work.clock("torchao", lambda: make_program(model, inputs, batches, path, work.options))
+    program, why = Program(path, is_compiled=False), ""
+    if work.options.latency:
+        program, why = work.clock("compiling", lambda: open_compiled(path, shape))
+    files, mixture = {FLOAT: reference, INT8: path}, Mixture(without_kernel=done.kept_float)
+    parts = (files, done.ranges, done.layers, mixture, done.float_operators, program, why)
+    return _Made(prepared, difference, *parts)
 
 
 @contextmanager
@@ -224,9 +255,11 @@ def _gather(work: _Work, made: _Made) -> Evidence:
     if seen is not None and seen.is_classifier:
         stages = work.clock("judging", lambda: _judged(work, made, seen))
     latencies: tuple[Latency, ...] = ()
-    if work.options.latency:
+    if work.options.latency and not made.not_compiled:
         shape = work.inputs.shape[1:]
-        latencies = work.clock("timing", lambda: measure_latency(opened.model, made.files, shape))
+        latencies = work.clock(
+            "timing", lambda: measure_latency(opened.model, made.networks, shape)
+        )
     return Evidence(
         {name: path.stat().st_size for name, path in made.files.items()},
         stages,
@@ -234,13 +267,15 @@ def _gather(work: _Work, made: _Made) -> Evidence:
         max_drop=work.options.max_drop,
         is_random=opened.is_random and opened.weights.startswith(RANDOM),
         not_judged=_without_accuracy(seen),
+        not_timed=made.not_compiled or NO_TIME,
+        opened_by=(OnnxModel if made.program is None else ProgramModel).__name__,
         layers=(len(made.layers) - len(made.mixture.kept_float), len(made.layers)),
         unused=_unused(work.options),
     )
 
 
 def _judged(work: _Work, made: _Made, seen: Seen) -> tuple[Stage, ...]:
-    files = {INT8: made.files[INT8]}
+    files = {INT8: made.networks[INT8]}
     return judge_files(work.opened.model, files, seen, output=work.output, device=work.device)
 
 
@@ -249,7 +284,7 @@ def _unused(options: QuantizeOptions) -> tuple[str, ...]:
     found = [] if options.per_channel else ["--per-channel"]
     if not options.bias_correction:
         found.append("--bias-correction")
-    if not options.mixed:
+    if not options.mixed and options.backend != TORCHAO:
         found.append("--mixed")
     if not options.calibrates:
         return (*found, "--data PICTURES without --data-free")
@@ -263,7 +298,7 @@ def _write(work: _Work, made: _Made, out: Path) -> QuantizeReport:
     told: list[tuple[Report, Circumstances]] = []
 
     def complete(folder: Path) -> None:
-        work.clock("reading back", lambda: OnnxModel(folder).run(work.inputs.numpy()))
+        work.clock("reading back", lambda: _read_back(work, made, folder))
         final = dataclasses.replace(facts, seconds=_seconds(work), peak_bytes=peak_bytes())
         told.append((quantize_report(evidence, verdict, final), final))
         write_report(folder, told[0][0])
@@ -276,6 +311,14 @@ def _write(work: _Work, made: _Made, out: Path) -> QuantizeReport:
         complete=complete,
     )
     return QuantizeReport(folder, verdict, *told[0], evidence)
+
+
+def _read_back(work: _Work, made: _Made, folder: Path) -> None:
+    """Open the folder as its user will."""
+    if made.program is None:
+        OnnxModel(folder).run(work.inputs.numpy())
+    else:  # compiling it once more would take long
+        ProgramModel(folder, is_compiled=False).run(work.inputs.numpy())
 
 
 def _manifest(work: _Work, made: _Made, evidence: Evidence, verdict: Verdict) -> OnnxManifest:

@@ -34,9 +34,9 @@ class Circumstances:
         range_source: where the ranges of activations are from.
         steps: what was done to the float network.
         left: norm layers that were not folded, and why.
-        layers: of the ONNX file that could be int8.
+        layers: of the network that could be int8.
         mixture: which of them stay float, and what each loses alone in int8.
-        float_operators: layers that onnxruntime computes in float32, as "operator name".
+        float_operators: layers that are computed in float32, as "operator name".
         ranges: of every tensor that is rounded.
         difference: of the float ONNX file from torch, relative.
         warnings: about this machine.
@@ -78,7 +78,7 @@ def quantize_report(evidence: Evidence, verdict: Verdict, facts: Circumstances) 
     sections = [
         *([Section("What comes next", [facts.following])] if facts.following else []),
         _size_section(evidence),
-        _latency_section(evidence.latencies),
+        _latency_section(evidence),
         *_answer_sections(evidence, facts),
         _steps_section(facts),
         *_sensitivity_sections(facts),
@@ -150,15 +150,15 @@ def _mixed(mixture: Mixture) -> dict[str, Any] | None:
 def _size_section(evidence: Evidence) -> Section:
     before, after = evidence.sizes[FLOAT], evidence.sizes[INT8]
     row = [f"{before / 1e6:.4g}", f"{after / 1e6:.4g}", f"{100 * (1 - after / before):.1f}"]
-    note = "Megabytes of the ONNX files, in float32 and in int8."
+    note = "Megabytes of the files, in float32 and in int8."
     return Section("Size", [Table(["float32, MB", "int8, MB", "gone, %"], [row], note)])
 
 
-def _latency_section(latencies: Sequence[Latency]) -> Section:
-    if not latencies:
-        return Section("Time", ["Not measured: --no-latency was given."])
+def _latency_section(evidence: Evidence) -> Section:
+    if not evidence.latencies:
+        return Section("Time", [f"Not measured: {evidence.not_timed}."])
     rows: list[list[str | float]] = []
-    for each in latencies:
+    for each in evidence.latencies:
         times = [1e3 * each.times[name].median for name in (TORCH, FLOAT, INT8)]
         speeds = [_spread(each, base) for base in (FLOAT, TORCH)]
         rows.append([str(each.batch_size), *times, *speeds])
@@ -282,7 +282,7 @@ def _layers_section(facts: Circumstances) -> Section:
     parts: list[str | Table] = [Table(columns, rows, note)]
     if facts.float_operators:
         named = ", ".join(facts.float_operators)
-        parts.append(f"ONNX Runtime computes in float32 here: {named}.")
+        parts.append(f"Computed in float32 here: {named}.")
     return Section("Every layer", parts, folded=True)
 
 
