@@ -68,8 +68,8 @@ def register_operators() -> None:
 def why_not_compiled() -> str:
     """Say why torch.compile cannot be used here; empty where it can."""
     default = "clang++" if platform.system() == "Darwin" else "g++"
-    compiler = os.environ.get("CXX", default)
-    if shutil.which(compiler.split()[0] if compiler.split() else default):
+    compiler = os.environ.get("CXX", "").strip() or default
+    if shutil.which(compiler.split()[0]):
         return ""
     return f"torch.compile needs a C++ compiler, and there is no {compiler}"
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch._dynamo.utils import counters
 
 import normapps
 from normapps.cli.main import main
 from normapps.models.folder import load_model, save_model
+from normapps.models.onnx_folder import OnnxManifest, save_onnx
 from normapps.models.preprocessing import Preprocessing
 from normapps.models.small import small_cnn
 from normapps.quant.options import QuantizeOptions
@@ -133,13 +135,13 @@ def test_another_kind_of_folder_is_named(quantized: Path, network: Path, tmp_pat
 def test_images_are_distilled_and_a_folder_changes_its_kind(
     quantized: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    _run(network, out, data_free=True, backend="onnxruntime", sensitivity=False)
+    out, older = tmp_path / "out", tmp_path / "older.onnx"
+    older.write_bytes(b"ONNX")
+    save_onnx(out, older, OnnxManifest("older", {}, (1, 8, 8)))
     assert (out / "model.onnx").is_file()
     monkeypatch.setenv("CXX", "no-such-compiler")
     done = _run(network, out, data_free=True, distill=4, latency=True, overwrite=True)
     assert not (out / "model.onnx").exists()
-    assert "8 images" not in done.facts.range_source
     assert "4 images distilled" in done.facts.range_source
     assert done.verdict.verdict == "undecided"
     assert "there is no no-such-compiler" in done.verdict.reason
@@ -192,7 +194,11 @@ def test_a_machine_without_torchao_is_said_before_any_work(
 @pytest.mark.census
 def test_a_compiled_program_is_timed(network: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    counters.clear()
     _run(network, out, data=str(digits), calibration=20, latency=True)
+    found = counters["inductor"]  # for both batch sizes: the kernels are those of int8
+    assert found["qconv_weight_prepack_matcher_count"] == 2 * 5
+    assert found["qlinear_weight_prepack_matcher_count"] == 2
     report = _report(out)
     for size in ("1", "8"):
         assert set(report["latency"][size]["seconds"]) == {"torch", "onnxruntime", "int8"}
