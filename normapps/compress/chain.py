@@ -141,7 +141,11 @@ class Chain:
 def _sparse(chain: Chain, spec: str, opening: dict[str, Any]) -> None:
     chosen = chain.options
     options = SparseOptions(
-        **opening, **chain.fitting(chosen.sparse_steps), **chosen.penalty, lr=chosen.sparse_lr
+        **opening,
+        **chain.fitting(chosen.sparse_steps),
+        **chosen.penalty,
+        lr=chosen.sparse_lr,
+        head_lr=chosen.head_lr,
     )
     _fit(chain, slim_train, spec, SPARSE, options)
 

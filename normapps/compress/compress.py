@@ -20,22 +20,24 @@ from pathlib import Path
 import torch
 
 from ..engine.device import resolve_device
-from ..engine.loop import check_fixed, check_folder
+from ..engine.loop import check_fixed
 from ..engine.progress import BatchProgress
 from ..errors import InputError
-from ..files import check_folder as check_writable_folder
-from ..files import write_text
+from ..files import check_folder, write_text
 from ..measure.clock import Clock
 from ..measure.report import HTML, JSON, Report, Verdict, write_report
+from ..models.folder import load_model
 from ..models.load import RANDOM, OpenedModel, open_by
 from ..models.onnx import check_deploy, to_onnx
 from ..models.options import preprocessing_of
 from ..models.outputs import logits_of
 from ..models.trying import answer_of, check_finite
-from ..options import to_json
+from ..options import from_json, to_json
 from ..slim.sparsity import prunable_scales
 from ..slim.tracing import trace
-from .chain import STAGES, Chain
+from ..training.classes import count_outputs
+from ..training.identity import weights_told
+from .chain import INT8, STAGES, Chain
 from .judgement import Evidence, judge, next_step
 from .judging import judge_stages, time_result
 from .options import CompressJob, CompressOptions
@@ -43,6 +45,8 @@ from .report import Circumstances, compress_report
 from .split import FOLDER, Split, plan_split, read_split, write_split
 
 OPTIONS = "options.json"
+
+_AGAIN = "give that again, or another -o, or --overwrite to begin anew"
 
 Bars = Callable[[], BatchProgress]
 """Makes the bar that shows one stage's progress."""
@@ -100,6 +104,7 @@ def compress_model(
         check_deploy()
     resolve_device(options.device)
     opened, outputs = _open(spec, options, say)
+    job = dataclasses.replace(job, weights=weights_told(opened.model))
     clock = Clock()
     split = _split(job, target, opened, outputs, bars, clock)
     say(split.describe())
@@ -116,27 +121,28 @@ def _absolute(spec: str) -> str:
 
 
 def _check_out(out: Path, job: CompressJob) -> None:
-    """Refuse a folder of something else, or of another compression; forget one if wished."""
-    check_writable_folder(out)
-    if not (out / OPTIONS).exists() and out.is_dir() and any(out.iterdir()):
+    """Refuse a folder of something else, or of another compression."""
+    check_folder(out)
+    path = out / OPTIONS
+    if not path.exists() and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no compression; choose another folder")
-    check_folder(out, CompressJob)
-    if not (out / OPTIONS).exists():
+    if not path.exists():
         return
+    before = from_json(CompressJob, path)
     if job.overwrite:
-        for name in (*STAGES, FOLDER):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (OPTIONS, JSON, HTML):
-            (out / name).unlink(missing_ok=True)
         return
-    before = json.loads((out / OPTIONS).read_text(encoding="utf-8"))
     for name, word in (("model", "MODEL"), ("data", "DATA")):
-        if before[name] != getattr(job, name):
-            raise InputError(
-                f"{out}: was started with {word} {before[name]}, not {getattr(job, name)}; give"
-                " that again, or another -o, or --overwrite to begin anew"
-            )
+        old, new = getattr(before, name), getattr(job, name)
+        if old != new:
+            raise InputError(f"{out}: was started with {word} {old}, not {new}; {_AGAIN}")
     check_fixed(out, job, job.fixed)
+
+
+def _forget(out: Path) -> None:
+    for name in (*STAGES, FOLDER):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (OPTIONS, JSON, HTML):
+        (out / name).unlink(missing_ok=True)
 
 
 def _open(
@@ -161,8 +167,10 @@ def _split(
     job: CompressJob, out: Path, opened: OpenedModel, outputs: int, bars: Bars, clock: Clock
 ) -> Split:
     """Read who judges, or decide it once all that can be known is."""
-    found = read_split(out / FOLDER)
+    found = None if job.overwrite else read_split(out / FOLDER)
     if found is not None:
+        if from_json(CompressJob, out / OPTIONS).weights != job.weights:
+            raise InputError(f"{out}: was started with other weights of {job.model}; {_AGAIN}")
         return found
     if job.int8:
         clock("trying to export", lambda: _check_export(opened))
@@ -172,6 +180,7 @@ def _split(
             lambda: plan_split(job.data, job, opened.preprocessing, outputs, bar.advance),
         )
     _check_trainable(split, job, opened, outputs)
+    _forget(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / OPTIONS, to_json(job))
     write_split(split, out / FOLDER)
@@ -187,7 +196,13 @@ def _check_export(opened: OpenedModel) -> None:
 def _check_trainable(
     split: Split, options: CompressOptions, opened: OpenedModel, outputs: int
 ) -> None:
-    """Refuse what finetuning would: it keeps the classifier that sparse training would make."""
+    """Refuse what a stage would: finetuning keeps the classifier, and a baseline has to answer."""
+    wanted = len(split.classes) if split.is_labelled and _would_train(options) else outputs
+    if options.baseline:
+        shape = (opened.preprocessing.channels, *opened.preprocessing.size)
+        found = count_outputs(load_model(options.baseline), shape)
+        if found != wanted:
+            raise InputError(f"--baseline {options.baseline}: has {found} outputs, not {wanted}")
     is_kept = bool(options.finetune_steps) and not options.sparse_steps
     if split.is_labelled and is_kept and outputs != len(split.classes):
         raise InputError(
@@ -197,10 +212,14 @@ def _check_trainable(
         )
 
 
+def _would_train(options: CompressOptions) -> bool:
+    return bool(options.sparse_steps or options.finetune_steps)
+
+
 def _left_out(chain: Chain) -> tuple[str, ...]:
     """Stages that were asked for and cannot be."""
     chosen, split = chain.options, chain.split
-    if split.is_labelled or not (chosen.sparse_steps or chosen.finetune_steps):
+    if split.is_labelled or not _would_train(chosen):
         return ()
     return (f"Nothing is trained with labels: {split.without_accuracy}.",)
 
@@ -217,6 +236,7 @@ def _report(chain: Chain, opened: OpenedModel, outputs: int) -> CompressReport:
         options.max_drop,
         is_random=_is_random(opened) and not _trains(chain),
         without_base=without,
+        over_float=_over_float(chain),
     )
     verdict = judge(evidence)
     facts = Circumstances(
@@ -227,7 +247,7 @@ def _report(chain: Chain, opened: OpenedModel, outputs: int) -> CompressReport:
         _left_out(chain),
         _given(options),
         {name: _verdict(chain.folder(name)) for name in chain.names},
-        next_step(evidence, verdict, chain.out),
+        next_step(evidence, verdict, chain.out, chain.spec),
         split.failed,
         clock.seconds,
     )
@@ -238,7 +258,7 @@ def _report(chain: Chain, opened: OpenedModel, outputs: int) -> CompressReport:
 
 
 def _trains(chain: Chain) -> bool:
-    return chain.split.is_labelled and bool(set(chain.names) & {"sparse", "finetuned"})
+    return chain.split.is_labelled and _would_train(chain.options)
 
 
 def _is_random(opened: OpenedModel) -> bool:
@@ -264,6 +284,14 @@ def _verdict(folder: Path) -> Verdict:
     """What a stage's own report says."""
     told = json.loads((folder / JSON).read_text(encoding="utf-8"))
     return Verdict(told["verdict"], told["reason"])
+
+
+def _over_float(chain: Chain) -> float | None:
+    """What rounding alone brought, at the batch size where it brought more."""
+    if INT8 not in chain.names:
+        return None
+    told = json.loads((chain.folder(INT8) / JSON).read_text(encoding="utf-8"))
+    return max((each["speedup"] for each in told["latency"].values()), default=None)
 
 
 def _given(options: CompressOptions) -> dict[str, object]:

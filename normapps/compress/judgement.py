@@ -42,6 +42,8 @@ class Evidence:
         max_drop: accuracy, or share of the answers, that may be lost.
         is_random: MODEL has random weights, and nothing was trained.
         without_base: why the given network is not what the result is compared with.
+        over_float: how many times as fast the int8 file is as the slimmed network in float32, both
+            by ONNX Runtime; None where that was not measured.
     """
 
     networks: tuple[Network, ...]
@@ -50,11 +52,12 @@ class Evidence:
     max_drop: float = 0.01
     is_random: bool = False
     without_base: str = ""
+    over_float: float | None = None
 
     @property
-    def given(self) -> Network:
-        """The network that was given."""
-        return next(each for each in self.networks if each.name == GIVEN)
+    def first(self) -> Network:
+        """The base: the given network, or another with an output a class."""
+        return next(each for each in self.networks if each.name == self.base)
 
     @property
     def result(self) -> Network:
@@ -136,27 +139,51 @@ def worst(evidence: Evidence) -> Loss | None:
     return most if most is not None and most.points < -evidence.max_drop else None
 
 
-def next_step(evidence: Evidence, verdict: Verdict, out: Path) -> str:
-    """Return a sentence with what to do now; empty where nothing helps."""
-    result = out / evidence.result.name
+def next_step(evidence: Evidence, verdict: Verdict, out: Path, spec: str) -> str:
+    """Return a sentence with what to do now; empty where nothing helps.
+
+    Args:
+        evidence, verdict: of the compression.
+        out: its folder.
+        spec: MODEL.
+    """
     if evidence.is_random:
         return ""
+    slow = evidence.over_float is not None and evidence.over_float < FASTER
+    if slow and verdict.verdict != NOT_RECOMMENDED:
+        command = f"normapps export {_folder(out, evidence.networks[-2].name)} -o model.onnx"
+        return f"Int8 brings no speed here; the same network in float32 as a file: {command}"
     if verdict.verdict == RECOMMENDED:
-        is_file = evidence.result.name == INT8
-        call = "OnnxModel({}).run(images)" if is_file else "load_model({})"
-        folder = result if evidence.result.name in (INT8, PRUNED) else result / "model"
-        return f"Use it: normapps.{call.format(repr(str(folder)))}"
+        return _use(out, evidence.result.name)
     loss = worst(evidence)
     if loss is not None:
         return f"To lose less, into another folder: {_REMEDIES[loss.stage]}"
+    return _without_loss(evidence, out, spec)
+
+
+def _without_loss(evidence: Evidence, out: Path, spec: str) -> str:
     if evidence.base not in (GIVEN, BASELINE):
         return (
-            "To know what it cost, train the same classes without a penalty (normapps slim"
-            " finetune), and give that as --baseline"
+            "To know what it cost, train without a penalty, with the same options of MODEL, and"
+            f" give that as --baseline {_folder(out, 'plain/model', '-')}: normapps slim train"
+            f" {shlex.quote(spec)} {_folder(out, 'pictures/train.txt')} --test"
+            f" {_folder(out, 'pictures/test.txt')} --strength 0 -o {_folder(out, 'plain', '-')}"
         )
     if evidence.is_faster is False:
-        return f"Smaller is not faster here: {shlex.join(['--target-flops', '0.4'])} cuts more"
+        return "Smaller is not faster here: a smaller --target-flops cuts more"
     return "More pictures that judge would decide it: --test PICTURES"
+
+
+def _folder(out: Path, name: str, joint: str = "/") -> str:
+    inner = f"{name}/model" if name in (SPARSE, FINETUNED) else name
+    return shlex.quote(f"{out}{joint}{inner}")
+
+
+def _use(out: Path, name: str) -> str:
+    folder = str(out / name / "model") if name in (SPARSE, FINETUNED) else str(out / name)
+    if name == INT8:
+        return f"Use it: normapps.OnnxModel({folder!r}).run(images)"
+    return f"Use it: normapps.load_model({folder!r})"
 
 
 def _share(network: Network) -> float | None:
@@ -179,6 +206,8 @@ def _with_speed(evidence: Evidence, good: Verdict) -> Verdict:
         for each in evidence.latencies
     )
     speed = f"times as fast as the given network: {told}"
+    if evidence.over_float is not None and evidence.over_float < FASTER:
+        speed += f"; int8 {evidence.over_float:.2f} times as fast as the slimmed one in float32"
     if not evidence.is_faster:
         return Verdict(NOT_RECOMMENDED, f"{gain}, but not faster here ({speed}). {good.reason}")
     return Verdict(good.verdict, f"{gain}, and faster here ({speed}). {good.reason}")
@@ -190,7 +219,7 @@ def _named(evidence: Evidence, batch: Latency) -> list[tuple[str, float]]:
 
 
 def _size(evidence: Evidence) -> str:
-    before, after = evidence.given.footprint, evidence.result.footprint
+    before, after = evidence.first.footprint, evidence.result.footprint
     sizes = " → ".join(f"{each.bytes / 1e6:.3g}" for each in (before, after))
     macs = 100 * after.macs / max(before.macs, 1)
     share = 100 * after.bytes / max(before.bytes, 1)
@@ -213,11 +242,11 @@ def _by_labels(difference: Estimate, most: float, base: str, ahead: str) -> Verd
         f"{ahead}Against the {base} network accuracy changes by {mean:+.1f} points (95 %:"
         f" {low:+.1f} to {high:+.1f}) on {difference.count} labelled pictures"
     )
-    allowed = f"{100 * most:g} points"
+    allowed = "1 point" if most == 0.01 else f"{100 * most:g} points"
     if difference.low >= -most:
         return Verdict(RECOMMENDED, f"{found}.")
     if difference.high >= -most:
-        return Verdict(UNDECIDED, f"{found}, too few to tell whether more than {allowed} are lost.")
+        return Verdict(UNDECIDED, f"{found}, too few to tell whether it lost more than {allowed}.")
     return Verdict(NOT_RECOMMENDED, f"{found}, more than the {allowed} of --max-drop.")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data.feed import Feed
 from ..data.pictures import Pictures
-from ..engine.device import place
+from ..engine.device import place, resolve_device
 from ..measure.latency import Latency
 from ..measure.stages import Prediction, Stage, compare, predict
 from ..models.folder import load_model, read_manifest
@@ -78,7 +78,7 @@ def judge_stages(chain: Chain, opened: OpenedModel, *, is_comparable: bool) -> J
     """
     seen = _seen(chain, opened)
     base, first = _base(chain, opened, is_comparable)
-    device = _device(chain)
+    device = resolve_device(chain.options.device)
     wanted = _answers(first, seen, device)
     networks = [Network(GIVEN, _weigh(opened.model, opened))]
     if base == GIVEN:
@@ -184,9 +184,3 @@ def _answers(model: nn.Module, seen: Seen, device: torch.device) -> Prediction:
 def _on(seen: Seen, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
     for images, labels in seen.judged():
         yield images.to(device), labels
-
-
-def _device(chain: Chain) -> torch.device:
-    from ..engine.device import resolve_device
-
-    return resolve_device(chain.options.device)

@@ -19,7 +19,7 @@ FLOPS = 0.6
 _FREE = ("device", "latency", "overwrite")
 """Options that may change from one call to the next; the others are what OUT is made of."""
 
-_ARGUMENTS = ("model", "data")
+_ARGUMENTS = ("model", "data", "weights")
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,17 @@ class CompressOptions(PictureOptions):
     strength: float | None = option(
         None, "λ of the penalty, in the place of --target-sparsity", low=0
     )
-    sparse_lr: float = option(0.01, "peak learning rate of the sparse training", low=0)
+    sparse_lr: float = option(5e-4, "peak learning rate of the sparse training", low=0)
+    head_lr: float = option(5.0, "there, factor of it for a classifier that starts anew", low=0)
     finetune_steps: int = option(
         400, "steps of training after the cut; 0 leaves the stage out", low=0
     )
-    finetune_lr: float = option(0.003, "peak learning rate of the finetuning", low=0)
-    optimizer: str = option("sgd", "sgd (momentum 0.9) or adam (AdamW)", choices=("sgd", "adam"))
+    finetune_lr: float = option(5e-4, "peak learning rate of the finetuning", low=0)
+    optimizer: str = option(
+        "adam",
+        "adam (AdamW), or sgd (momentum 0.9) with rates about twenty times as high",
+        choices=("sgd", "adam"),
+    )
     batch_size: int = option(32, "pictures a step", low=2)
     int8: bool = option(True, "make an int8 file for ONNX Runtime at the end")
     per_channel: bool = option(
@@ -126,7 +131,8 @@ class CompressOptions(PictureOptions):
 
 @dataclass(frozen=True)
 class CompressJob(CompressOptions):
-    """What OUT is made of: the options, and the two arguments as they were given."""
+    """What OUT is made of: the options, the two arguments, and what tells MODEL's weights."""
 
     model: str = ""
     data: str = ""
+    weights: str = ""

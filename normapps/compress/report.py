@@ -75,6 +75,7 @@ def numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
         "without_accuracy": facts.without_accuracy or None,
         "stages": {each.name: _network(each, facts) for each in evidence.networks},
         "latency": {str(each.batch_size): _timed(evidence, each) for each in evidence.latencies},
+        "int8_over_float": evidence.over_float,
         "failed": list(facts.failed),
         "seconds": dict(facts.seconds),
     }
@@ -104,7 +105,7 @@ def _timed(evidence: Evidence, batch: Latency) -> dict[str, Any]:
 
 
 def _stages_section(evidence: Evidence, facts: Circumstances) -> Section:
-    first = evidence.given.footprint
+    first = evidence.first.footprint
     rows: list[list[str | float]] = []
     for each in evidence.networks:
         weight = each.footprint
@@ -124,7 +125,7 @@ def _stages_section(evidence: Evidence, facts: Circumstances) -> Section:
     note = (
         "Each network is made of the one before it. Accuracy on the pictures that judge, with"
         " intervals of 95 %. MACs are the multiplications of one picture; MB those of the weights,"
-        " or of the int8 file; per cent are of the given network's."
+        f" or of the int8 file; per cent are of the {evidence.base} network's."
     )
     if facts.without_accuracy:
         note += f" Accuracy was not measured: {facts.without_accuracy}."
@@ -132,21 +133,14 @@ def _stages_section(evidence: Evidence, facts: Circumstances) -> Section:
 
 
 def _figure(evidence: Evidence) -> list[Figure]:
-    first = evidence.given.footprint
-    shown = evidence.networks
+    first, shown = evidence.first.footprint, evidence.networks
+    with_labels = any(each.stage is not None and each.stage.accuracy for each in shown)
     series = {
         "bytes": [100 * each.footprint.bytes / max(first.bytes, 1) for each in shown],
-        "answers": [_good(each) for each in shown],
+        "accuracy" if with_labels else "same answers": [_good(each) for each in shown],
     }
-    if all(each.stage is not None and each.stage.accuracy is not None for each in shown):
-        series["accuracy"] = series.pop("answers")
-        note = "Accuracy, and the bytes beside the given network's, stage by stage."
-    else:
-        series["same answers"] = series.pop("answers")
-        note = (
-            f"Pictures that get the answer of the {evidence.base} network, and the bytes beside"
-            " the given network's, stage by stage."
-        )
+    good = "Accuracy" if with_labels else f"Pictures that the {evidence.base} network answers alike"
+    note = f"{good}, and the bytes beside the {evidence.base} network's, stage by stage."
     return [Figure(Bars([each.name for each in shown], series, "%"), note)]
 
 

@@ -349,7 +349,7 @@ def test_help_loads_no_torch() -> None:
 def test_other_pictures_judge_and_all_of_the_data_may_calibrate(
     run: Run, trained: Path, digits: Path, tmp_path: Path
 ) -> None:
-    """Their classes are numbered by name: a list of fives and nines alone judges as fives, nines."""
+    """Classes are numbered by name: fives and nines alone are judged as fives and nines."""
     rest, judges = tmp_path / "rest.txt", tmp_path / "judges.csv"
     files = sorted(digits.rglob("*.png"))
     wanted = [file for file in files if file.parent.name in ("5", "9")][::2]
