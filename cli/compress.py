@@ -33,7 +33,7 @@ def compress(
     options: CompressOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Make a network smaller and faster in all ways there are, and say whether it is as good.
+    """Slim a classifier, make it int8, and say if that is worth it.
 
     Sparse training, pruning, compensation, recalibration, finetuning, int8: a folder a stage, and
     one report (report.html, report.json) on pictures that did nothing but judge. After Ctrl-C the
