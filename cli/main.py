@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 from normapps import NormappsError, UsageError, __version__
 from normapps.engine.allocator import keep_freed_memory
 
+from .values import plain, read_plainly
+
 COMMANDS = {
     "stylize": "stylize:stylize",
     "doctor": "doctor:doctor",
@@ -45,6 +47,9 @@ class _LazyGroup(TyperGroup):
         super().__init__(**options)
         self.commands = _Lazy(COMMANDS)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [plain(param) for param in super().get_params(ctx)]
+
 
 def _imported(name: str, place: str) -> Any:
     module, _, attribute = place.partition(":")
@@ -54,7 +59,9 @@ def _imported(name: str, place: str) -> Any:
         parent.add_typer(found, name=name)
     else:
         parent.command(name)(found)
-    return typer.main.get_group(parent).commands[name]
+    command = typer.main.get_group(parent).commands[name]
+    read_plainly(command)
+    return command
 
 
 app = typer.Typer(

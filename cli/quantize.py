@@ -32,9 +32,9 @@ def quantize(
     options: QuantizeOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Make an int8 network for ONNX Runtime, and say whether it is faster here and as good.
+    """Make an int8 network, and say if it is faster here and as good.
 
-    Writes a folder with model.onnx, model.json and a report (report.html, report.json). It opens
+    For ONNX Runtime. Writes a folder with model.onnx, model.json and a report (report.html, report.json). It opens
     by normapps.OnnxModel, without torch (that of torchao has model.pt2 and opens by
     normapps.ProgramModel). No picture that calibrated judges. Exits with 1 if a
     picture of --data could not be read, the rest being done.
@@ -44,7 +44,7 @@ def quantize(
 
     bar = BatchProgress(0, enabled=not as_json)
     with bar:
-        report = quantize_model(model, out, options, say=bar.print, progress=bar.advance)
+        report = quantize_model(model, out, options, say=bar.print, progress=bar.stage)
     if as_json:
         print((report.folder / "report.json").read_text(encoding="utf-8"), end="")
     else:

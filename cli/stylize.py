@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _ROWS = 50
 """Rows of the table at most; a folder's manifest has them all."""
+
+_HEAD = ("content", "style", "output", "size", "seconds", "notes")
+_NUMBERS = ("size", "seconds")
 
 
 @with_options(StylizeOptions)
@@ -140,25 +144,35 @@ def _json_line(result: PictureResult) -> str:
 
 
 def _print_table(rows: Sequence[PictureResult], more: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("content", "style", "output", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("size", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("notes")
-    for row in rows:
-        notes = ("kept",) * (row.status == "kept") + row.notes
-        numbers = (f"{row.width}×{row.height}", f"{row.seconds:.2f}")
-        cells = (row.content, row.style, row.output, *numbers, ", ".join(notes))
-        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in cells))
-    # A file or pipe has no width: nothing is to be folded there.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    """Print aligned columns; rich's table, once imported, costs as much as a picture to paint."""
+    lines = [_HEAD, *map(_cells, rows)]
+    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        gaps = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
+        cells = [
+            gap + cell if name in _NUMBERS else cell + gap
+            for name, cell, gap in zip(_HEAD, line, gaps, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
     if more:
         print(f"… and {more} more")
 
 
+def _cells(row: PictureResult) -> tuple[str, ...]:
+    notes = ("kept",) * (row.status == "kept") + row.notes
+    numbers = (f"{row.width}×{row.height}", f"{row.seconds:.2f}")
+    texts = (row.content, row.style, row.output, *numbers, ", ".join(notes))
+    return tuple(_printable(text) for text in texts)
+
+
 def _printable(text: str) -> str:
-    """A path's bytes that are no text would make printing fail."""
-    return text.encode(errors="replace").decode()
+    """A file's name may hold what fails to print, or moves a terminal's cursor."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    marks = sum(unicodedata.combining(each) > 0 for each in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(each) in "WF" for each in text)

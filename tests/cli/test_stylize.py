@@ -420,3 +420,22 @@ def test_the_console_script_stops_at_ctrl_c(here, model):
     assert "2 done" in out
     for entry in _lines(manifest.read_text()):
         Image.open(Path("out", entry["output"])).load()
+
+
+def test_the_table_is_aligned_in_columns_of_a_terminal(here, run):
+    for name in ("photos/ключ.png", "photos/写真.png", "photos/e\u0301.png"):
+        Path(name).write_bytes(Path("photos/a.png").read_bytes())
+    lines = run("photos/*.png", "--style", "wave.png", "-o", "out").out.splitlines()
+    wide = {"写": 2, "真": 2, "\u0301": 0}
+    ends = {
+        sum(wide.get(each, 1) for each in line[: line.index("wave.png")]) for line in lines[1:5]
+    }
+    assert ends == {lines[0].index("style")}
+    assert {line.split()[3] for line in lines[1:5]} == {"64×48"}
+
+
+def test_a_name_moves_no_cursor(here, run):
+    Path("photos/a\x1b[2J\n.png").write_bytes(Path("photos/a.png").read_bytes())
+    ran = run("photos/*.png", "--style", "wave.png", "-o", "out")
+    assert "photos/a?[2J?.png" in ran.out
+    assert "\x1b" not in ran.out
