@@ -34,8 +34,8 @@ def quantize(
 ) -> None:
     """Make an int8 network, and say if it is faster here and as good.
 
-    For ONNX Runtime. Writes a folder with model.onnx, model.json and a report (report.html, report.json). It opens
-    by normapps.OnnxModel, without torch (that of torchao has model.pt2 and opens by
+    For ONNX Runtime: a folder with model.onnx, model.json and a report (report.html, report.json),
+    which opens by normapps.OnnxModel, without torch (that of torchao has model.pt2 and opens by
     normapps.ProgramModel). No picture that calibrated judges. Exits with 1 if a
     picture of --data could not be read, the rest being done.
     """
