@@ -26,6 +26,7 @@ from .flow import Flow, trace_flow
 from .fold_affine import is_population_norm
 from .fold_places import Finder, StaysError
 from .fold_plan import Plan, apply_, planned
+from .probes import other_sizes, sizes_of
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 """Largest relative difference of the outputs that is taken for rounding, by precision."""
@@ -56,10 +57,11 @@ class Folding(Undo):
         folded: one entry a norm layer, in the order they were folded.
         left: name of each norm layer that stays, and why.
         difference: of the outputs, max|a − b| / max|a|, by `difference_of`; NaN if not verified.
-        statistics: by the name of a layer that a norm was folded into from behind: the moments
-            (1, C) of its outputs, float64 on the CPU, count 0 as it is not known. Their mean is
-            β and their variance γ²·σ²/(σ²+ε), γ² but for channels that hardly vary. A mutable
-            dict, which later transformations keep true.
+        statistics: by the name of a layer that a norm was folded into from behind, which read all
+            of its outputs and no averages of them: the moments (1, C) of its outputs, float64 on
+            the CPU, count 0 as it is not known. Their mean is β and their variance γ²·σ²/(σ²+ε),
+            γ² but for channels that hardly vary. A mutable dict, which later transformations keep
+            true.
     """
 
     def __init__(self) -> None:
@@ -89,8 +91,9 @@ def fold_batchnorm_(
         model: any network with norm layers of torch, timm, torchvision or ours; its mode stays.
         inputs: what `model(*inputs)` takes, on its device and not constant. Norms that do not run
             on them stay.
-        verify: prove it on `inputs`, against a copy of the network as it was. Norms that make it
-            differ by more than `TOLERANCES` are found by halving, and stay.
+        verify: prove it against a copy of the network as it was, on `inputs` and, where it runs
+            on them, on some of another batch size, height and width. Norms that make it differ by
+            more than `TOLERANCES` are found by halving, and stay.
 
     Raises:
         InputError: the network does not run on these inputs, is compiled, wrapped or scripted, or
@@ -120,7 +123,7 @@ def _fold_(
     folder = _Folder(model, inputs, reference)
     if reference is not None:
         folder.check_repeats()
-    while folder.round():
+    while folder.round() or folder.widen():
         pass
     folder.folding.left = tuple(folder.left())
     return folder.folding
@@ -133,6 +136,8 @@ class _Folder:
         self, model: nn.Module, inputs: Tensor | tuple[Any, ...], reference: nn.Module | None
     ) -> None:
         self.model, self.inputs, self.reference = model, inputs, reference
+        self.proofs = [inputs]
+        self.is_widened = reference is None
         self.folding = Folding()
         self.tolerance = TOLERANCES.get(_dtype(model), 1e-4)
         self.trials = TRIALS
@@ -145,7 +150,7 @@ class _Folder:
         Raises:
             InputError: its outputs are not finite, or not the same twice.
         """
-        self.folding.difference = self._difference()
+        self.folding.difference = self._difference(self.inputs)
         if not self.folding.difference <= self.tolerance:
             raise InputError(
                 f"{type(self.model).__name__} cannot be verified: its outputs are not finite, or "
@@ -165,6 +170,22 @@ class _Folder:
             except StaysError as error:
                 self.reasons[site.name] = str(error)
         return self._settle(plans, "")
+
+    def widen(self) -> bool:
+        """Compare on inputs of other sizes, too; returns whether all has to be folded anew for it.
+
+        Once: where these show a difference, they prove what is folded from then on.
+        """
+        if self.is_widened or self.reference is None or not self.folding.folded:
+            return False
+        self.is_widened = True
+        probes = other_sizes(self.reference, self.inputs, self.tolerance)
+        self.proofs += [each for each in probes if self._wrong(each)]
+        if len(self.proofs) == 1:
+            return False
+        self.folding()
+        self.folding.folded, self.trials = (), TRIALS
+        return True
 
     def left(self) -> list[tuple[str, str]]:
         """Return the norm layers that stay, with reasons, in the order of the network."""
@@ -186,7 +207,7 @@ class _Folder:
             self._stay(plans, reason)
             return False
         undo = apply_(self.model, plans, self.folding.statistics)
-        why = self._wrong()
+        why = self._refuted()
         if not why:
             self.folding.add(undo)
             self.folding.folded += tuple(map(_entry, plans))
@@ -203,24 +224,31 @@ class _Folder:
         self.unproven |= {plan.site.name: why for plan in plans}
         self.reasons |= {plan.site.name: why for plan in plans}
 
-    def _wrong(self) -> str:
+    def _refuted(self) -> str:
         """What is wrong with the network as it is folded now; nothing if it is proven."""
         if self.reference is None:
             return ""
         self.trials -= 1
+        return next(filter(None, map(self._wrong, self.proofs)), "")
+
+    def _wrong(self, inputs: Tensor | tuple[Any, ...]) -> str:
+        """What is wrong on some inputs; nothing if the folded network is the same there."""
+        where = "" if inputs is self.inputs else f" on inputs of {sizes_of(inputs)}"
         try:
-            difference = self._difference()
+            difference = self._difference(inputs)
         except Exception as error:  # somebody else's forward may raise anything
-            return " ".join(f"folded, it raises {type(error).__name__}: {error}".split())[:200]
+            said = f"folded, it raises {type(error).__name__}{where}: {error}"
+            return " ".join(said.split())[:200]
         if not difference <= self.tolerance:
-            return f"folded, the output differs by {difference:.2g} of its size"
-        self.folding.difference = difference
+            return f"folded, the output differs by {difference:.2g} of its size{where}"
+        if inputs is self.inputs:
+            self.folding.difference = difference
         return ""
 
-    def _difference(self) -> float:
+    def _difference(self, inputs: Tensor | tuple[Any, ...]) -> float:
         if self.reference is None:
             return math.nan
-        return difference_of(self.reference, self.model, self.inputs, self.tolerance)
+        return difference_of(self.reference, self.model, inputs, self.tolerance)
 
 
 def _entry(plan: Plan) -> Folded:

@@ -23,8 +23,10 @@ from .fold_layers import CONVS, LAYERS, Layer
 MOVES = frozenset(("view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "t"))
 MOVES |= {"unsqueeze", "squeeze", "slice", "select", "clone", "alias", "contiguous", "expand"}
 MOVES |= {"split", "split_with_sizes", "chunk", "unbind", "cat", "stack", "roll", "flip", "detach"}
-MOVES |= {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d", "avg_pool3d"}
-MOVES |= {"pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d", "upsample_bilinear2d"}
+MOVES |= {"pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d"}
+AVERAGES = frozenset(("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"))
+AVERAGES |= {"avg_pool3d", "upsample_bilinear2d"}
+MOVES |= AVERAGES
 """Linear operations without weights. Those that change a constant show it when they run again."""
 
 SPLITS = frozenset(("split", "split_with_sizes", "chunk", "unbind", "unsafe_split"))
@@ -47,10 +49,12 @@ class Place:
         where: "after" the layers, which its inputs come from, or "before" them.
         channels: by the name of each layer, which channel of the norm stands at each of its
             outputs (after) or inputs (before); −1 at outputs that the norm does not read.
+        is_averaged: the norm reads averages, which vary less than what its layers give.
     """
 
     where: str
     channels: dict[str, Tensor]
+    is_averaged: bool = False
 
     def equals(self, other: Place) -> bool:
         """Whether both are the same layers with the same channels."""
@@ -80,7 +84,7 @@ class Finder:
         Raises:
             StaysError: there are none, or they cannot take it in.
         """
-        return self._agreed(site, "after", [self._behind(each, site) for each in self._runs(site)])
+        return self._agreed([self._behind(each, site) for each in self._runs(site)])
 
     def before(self, site: Site) -> Place:
         """Return the layers that alone read a norm's outputs.
@@ -88,7 +92,7 @@ class Finder:
         Raises:
             StaysError: there are none, or they cannot take it in.
         """
-        return self._agreed(site, "before", [self._ahead(each, site) for each in self._runs(site)])
+        return self._agreed([self._ahead(each, site) for each in self._runs(site)])
 
     def _runs(self, site: Site) -> Sequence[ModuleCall]:
         calls = [call for name in site.names for call in self.flow.calls_of(name)]
@@ -98,15 +102,14 @@ class Finder:
             raise StaysError("takes or gives more than one tensor")
         return calls
 
-    def _agreed(self, site: Site, where: str, found: Sequence[dict[str, Tensor]]) -> Place:
-        places = [Place(where, each) for each in found]
+    def _agreed(self, places: Sequence[Place]) -> Place:
         if not all(each.equals(places[0]) for each in places):
             raise StaysError("runs several times, behind different layers")
         for name in places[0].channels:
-            self._check(name, len(found))
+            self._check(name, len(places))
         return places[0]
 
-    def _behind(self, call: ModuleCall, site: Site) -> dict[str, Tensor]:
+    def _behind(self, call: ModuleCall, site: Site) -> Place:
         sources: list[ModuleCall] = []
         moves: list[Op] = []
         self._climb(call.takes[0], set(call.ops), sources, moves)
@@ -123,7 +126,8 @@ class Finder:
         inverse = torch.full((len(labels),), -1)
         inverse[index] = torch.arange(len(index))
         parts = inverse.split([self._outputs([source]) for source in sources])
-        return {source.name: part for source, part in zip(sources, parts, strict=True)}
+        channels = {source.name: part for source, part in zip(sources, parts, strict=True)}
+        return Place("after", channels, any(op.name in AVERAGES for op in moves))
 
     def _climb(
         self, value: Value, within: set[int], sources: list[ModuleCall], moves: list[Op]
@@ -150,7 +154,7 @@ class Finder:
         if value in self.flow.outputs:
             raise StaysError("reads an output of the network")
 
-    def _ahead(self, call: ModuleCall, site: Site) -> dict[str, Tensor]:
+    def _ahead(self, call: ModuleCall, site: Site) -> Place:
         sinks: dict[str, Value] = {}
         moves: dict[int, Op] = {}
         self._descend(call.gives[0], sinks, moves)
@@ -158,10 +162,11 @@ class Finder:
         axis = -1 if site.layout == "tokens" else 1
         known = {call.gives[0]: self._labelled(call.gives[0], axis, labels)}
         self._replay([moves[index] for index in sorted(moves)], known)
-        return {
+        channels = {
             name: _found(known[value], self._input_axis(name), labels)
             for name, value in sinks.items()
         }
+        return Place("before", channels)
 
     def _descend(self, value: Value, sinks: dict[str, Value], moves: dict[int, Op]) -> None:
         """Go from a norm's output to the layers that read it."""

@@ -56,7 +56,7 @@ def apply_(model: nn.Module, plans: Sequence[Plan], statistics: dict[str, Moment
     Args:
         model: which the plans are of.
         plans: in any order.
-        statistics: gets an entry a layer that a norm stood behind.
+        statistics: gets an entry a layer that a norm stood behind, without averages between.
 
     Returns:
         The way back, of the statistics too.
@@ -67,7 +67,7 @@ def apply_(model: nn.Module, plans: Sequence[Plan], statistics: dict[str, Moment
             layer: Any = model.get_submodule(name)
             if plan.place is not None and plan.place.where == "after":
                 change_outputs_(layer, plan.affine.at(index), undo)
-                _note(statistics, name, plan.affine.at(index), undo)
+                _note_(statistics, name, plan, undo)
             else:
                 change_inputs_(layer, plan.affine.at(index), undo)
     place_(model, [(plan.site, Successor(_successor(plan))) for plan in plans], undo)
@@ -114,13 +114,12 @@ def _successor(plan: Plan) -> nn.Module:
 def _rest(layer: nn.Module) -> nn.Module:
     """What stands in a norm layer's place when it is folded."""
     pieces = _carried(layer)
-    if any(value for name, value in vars(layer).items() if "hooks" in name):
-        made: nn.Module = nn.Sequential(*pieces)
+    hooked = any(value for name, value in vars(layer).items() if "hooks" in name)
+    if len(pieces) == 1 and not hooked:
+        return pieces[0]  # in its own mode
+    made: nn.Module = nn.Sequential(*pieces) if hooked or pieces else nn.Identity()
+    if hooked:
         share_hooks(layer, made)
-    elif pieces:
-        made = pieces[0] if len(pieces) == 1 else nn.Sequential(*pieces)
-    else:
-        made = nn.Identity()
     made.training = layer.training
     return made
 
@@ -131,12 +130,16 @@ def _carried(layer: nn.Module) -> list[nn.Module]:
     return [each for each in pieces if each is not None and not isinstance(each, nn.Identity)]
 
 
-def _note(statistics: dict[str, Moments], name: str, affine: Affine, undo: Undo) -> None:
+def _note_(statistics: dict[str, Moments], name: str, plan: Plan, undo: Undo) -> None:
+    """Note the moments of what a layer gives now, or that they are not known."""
     before = statistics.pop(name, None)
+    undo.add(lambda: _put(statistics, name, before))
+    if plan.place is None or plan.place.is_averaged:
+        return
+    affine = plan.affine.at(plan.place.channels[name])
     if bool(affine.mean.isfinite().all()):
         count = torch.zeros(1, dtype=torch.float64)
         statistics[name] = Moments(count, affine.mean[None], affine.var[None], None, BATCH)
-    undo.add(lambda: _put(statistics, name, before))
 
 
 def _put(statistics: dict[str, Moments], name: str, value: Moments | None) -> None:

@@ -8,6 +8,7 @@ channels are as badly scaled as MobileNetV2's (Nagel et al. 2019, Data-Free Quan
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import InputError
 from ..graph.comparison import difference_of
 from ..graph.graph import Atoms
 from ..graph.layer_graph import LayerGraph
+from ..graph.probes import other_sizes
 from ..graph.scaling import trace_scales
 from ..norm.moments import Moments
 from ..norm.nesting import detached_copy
@@ -63,8 +65,9 @@ def rescale_(
 ) -> Rescaling:
     """Multiply the channels of a network by factors, divided out where they are read.
 
-    What the network computes stays: this is shown on the inputs, to a relative difference of 1e-5
-    in float32 and 1e-10 in float64, and what fails is left out and named.
+    What the network computes stays: this is shown on the inputs and, where it runs on them, on some
+    of another batch size, height and width, to a relative difference of 1e-5 in float32 and 1e-10
+    in float64, and what fails is left out and named.
 
     Args:
         model: changed in place; batch norms that are left in it pin their channels.
@@ -127,7 +130,7 @@ def multiply_(
 
     Args:
         model: changed in place.
-        inputs: to compare on.
+        inputs: to compare on, and on others of other sizes.
         graph: of the model.
         factors: (count,) > 0; those of atoms that are not free count as 1.
         statistics: changed along.
@@ -141,13 +144,15 @@ def multiply_(
     single = any(each.dtype == torch.float32 for each in model.parameters())
     tolerance = 1e-5 if single else 1e-10
     before = detached_copy(model)
+    proofs = (inputs, *other_sizes(before, inputs, tolerance))
 
     def tried(groups: Sequence[Atoms]) -> tuple[Undo, float]:
         steps = Undo()
         known = dict(statistics)
         scale_(model, graph, _only(factors, groups), statistics, steps)
         steps.add(lambda: statistics.update(known))
-        return steps, difference_of(before, model, inputs, tolerance)
+        found = (difference_of(before, model, each, tolerance) for each in proofs)
+        return steps, max(found, key=lambda each: (math.isnan(each), each))
 
     def fails(groups: Sequence[Atoms]) -> bool:
         steps, difference = tried(groups)

@@ -595,3 +595,57 @@ def test_what_cannot_be_run_or_compared_is_refused() -> None:
     assert fold_batchnorm_(nn.ReLU(), IMAGES).folded == ()
     assert isinstance(model.norm, nn.BatchNorm2d)
     assert isinstance(fold_batchnorm_(model, IMAGES), Folding)
+
+
+def _pads_odd(w: Any, x: Tensor) -> Tensor:
+    x = w.norm(x)
+    return w.conv(F.pad(x, (0, 1, 0, 1)) if x.shape[-1] % 2 else x)  # type: ignore[no-any-return]
+
+
+def _asks_for_the_batch(w: Any, x: Tensor) -> Tensor:
+    x = w.conv(x)
+    return w.norm(x) if len(x) == 2 else w.other(x)  # type: ignore[no-any-return]
+
+
+def _asks_for_the_size(w: Any, x: Tensor) -> Tensor:
+    x = w.conv(x)
+    return w.norm(x) if x.shape[-1] % 2 == 0 else w.other(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [_pads_odd, _asks_for_the_batch, _asks_for_the_size])
+def test_what_holds_for_the_given_size_only_is_not_folded(forward: Callable[..., Any]) -> None:
+    def made() -> Wired:
+        layers = {name: nn.BatchNorm2d(4) for name in ("norm", "other")}
+        conv = _sequence(first=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4))
+        return Wired(
+            lambda w, x: w.last(forward(w, x)), conv=nn.Conv2d(4, 4, 3), last=conv, **layers
+        )
+
+    model = _shaken(made()).double().eval()
+    folded, folding = fold_batchnorm(model, IMAGES.double())
+    assert [each.norm for each in folding.folded] == ["last.norm"]
+    assert "on inputs of (" in dict(folding.left)["norm"]
+    for shape in ((2, 4, 8, 8), (1, 4, 8, 8), (2, 4, 9, 9), (1, 4, 11, 11)):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_norm_of_averages_does_not_tell_how_its_layer_varies() -> None:
+    model = _sequence(conv=nn.Conv2d(4, 4, 3), pool=nn.AvgPool2d(2), norm=nn.BatchNorm2d(4))
+    folding = fold_batchnorm_(_shaken(model).double(), IMAGES.double())
+    assert folding.folded[0].into == ("conv",)
+    assert not folding.statistics
+
+
+def test_every_module_keeps_its_own_mode() -> None:
+    import timm
+
+    norm = timm.layers.BatchNormAct2d(4)
+    model = _sequence(conv=nn.Conv2d(4, 4, 3), norm=norm, last=nn.ReLU()).train()
+    norm.act.eval()
+    norm.drop.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    folding = fold_batchnorm_(model, IMAGES)
+    assert not model.get_submodule("norm").training
+    folding()
+    assert {name: module.training for name, module in model.named_modules()} == modes

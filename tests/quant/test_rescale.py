@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from normapps.errors import InputError
 from normapps.graph.layer_graph import LayerGraph
@@ -119,3 +119,27 @@ def test_shared_weight_and_shared_bias_are_scaled_once() -> None:
 def test_factors_that_are_no_positive_numbers(bad: float) -> None:
     with pytest.raises(InputError, match="factors must be positive numbers"):
         rescale_(net(), X, lambda graph: np.full(graph.count, bad))
+
+
+class _Alternating(nn.Module):
+    """Another layer for another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.even, self.odd = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        out: Tensor = self.even(x) if x.shape[-1] % 2 == 0 else self.odd(x)
+        return out
+
+
+def test_layers_that_run_at_another_size_only_stop_what_they_read() -> None:
+    torch.manual_seed(0)
+    model, x = _Alternating().double(), torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    wanted = model(x)
+    undo = rescale_(model, x[..., :6, :6])
+    assert not undo.factors
+    assert dict(undo.left)["first"] == "scaling them changes what the network computes"
+    torch.testing.assert_close(model(x), wanted, rtol=1e-10, atol=1e-10)

@@ -97,6 +97,8 @@ class _Back:
     def __init__(self, old: nn.Module, new: nn.Module, model: nn.Module) -> None:
         self.old, self.new, self.model = old, new, model
         self.values = [(each, _copy(each), _grad(each)) for each in _tensors(old)]
+        self.modes = [(each, each.training) for each in old.modules()]
+        self.mode = new.training
         self.place = _place(new) or _place(model)
 
     @torch.no_grad()
@@ -108,8 +110,9 @@ class _Back:
                 tensor.data = tensor.data.to(place[0], dtype)
             tensor.copy_(value)
             tensor.requires_grad_(requires_grad)
-        for each in self.old.modules():
-            each.training = self.new.training
+        is_switched = self.new.training != self.mode
+        for each, mode in self.modes:
+            each.training = self.new.training if is_switched else mode
 
 
 def _place(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
