@@ -88,6 +88,11 @@ class PictureSource:
         """Return the picture's name, as its folder or tar knows it."""
         return self._members[index].name
 
+    def where(self, index: int) -> tuple[str, int]:
+        """Return a picture's file, links resolved, and the offset of its bytes in a tar."""
+        member = self._members[index]
+        return str(member.path.resolve()), member.offset
+
     def label(self, index: int) -> str:
         """Return the label that a list gives to the picture; empty where there is none."""
         return self._members[index].label

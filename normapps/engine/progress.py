@@ -92,6 +92,7 @@ class BatchProgress(_Shown):
     def __init__(self, total: int, enabled: bool = True) -> None:
         console = Console(stderr=True)
         self._total, self._done, self._enabled = total, 0, enabled
+        self._stage = ""
         self._live = enabled and console.is_terminal
         self._start = self._line = time.monotonic()
         self._bar = Progress(
@@ -114,6 +115,13 @@ class BatchProgress(_Shown):
     def print(self, line: str) -> None:
         """Print a line to stderr, above the bar."""
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def stage(self, name: str, total: int) -> None:
+        """Show that one more item of a stage is done; a new name begins to count anew."""
+        if name != self._stage:
+            self._stage, self._done, self._start = name, 0, time.monotonic()
+            self._bar.reset(self._task, total=total)
+        self.advance(name, total)
 
     def advance(self, name: str, total: int | None = None) -> None:
         """Show that one more item is done, and which; `total` mends what was not known at first."""

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ Dynamic = tuple[tuple[int, ...], ...]
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_DEPENDS = re.compile(
+    r"data-dependent.*The following call raised this error:.*?"
+    r'File "([^"\n]+)", line (\d+), in [^\n]+\n\s*([^\n]+?)\s*\n',
+    re.DOTALL,
+)
 _LONGEST = 200
 """Letters of the exporter's message that are shown."""
 
@@ -168,6 +173,9 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     if missing := _MISSING.search(str(error)):
         return f"ONNX has no operator for {missing[1]}"
+    if line := _DEPENDS.search(str(error)):
+        file, number, code = line.groups()
+        return f"what it does depends on values: '{code}', {PurePath(file).name} line {number}"
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return reason if len(reason) < _LONGEST else f"{reason[: _LONGEST - 1]}…"
 

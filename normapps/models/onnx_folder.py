@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from .folder import (
 if TYPE_CHECKING:
     from ..engine.ort import Session
     from .program import Program
+
+Picture: TypeAlias = "str | os.PathLike[str] | np.ndarray"
 
 VERSION = 1
 NETWORK = "model.onnx"
@@ -172,11 +174,11 @@ class RunModel:
         self.manifest = manifest
         self.session = session
 
-    def prepare(self, pictures: Sequence[str | os.PathLike[str] | np.ndarray]) -> np.ndarray:
+    def prepare(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
         """Make the network's input of pictures.
 
         Args:
-            pictures: files, or (H, W, 3) uint8 sRGB of any size.
+            pictures: one or several: a file, or (H, W, 3) uint8 sRGB of any size.
 
         Returns:
             (N, C, height, width) float32, resized, cut and normalized.
@@ -187,11 +189,12 @@ class RunModel:
         from ..data.images import read_image
         from .preprocessing import Preprocessing
 
-        if not len(pictures):
+        several = _several(pictures)
+        if not several:
             raise InputError("no pictures given; give one file or array at least")
         prepare = Preprocessing.from_json(self.manifest.preprocessing).to_array
         pixels = (
-            each if isinstance(each, np.ndarray) else read_image(each).pixels for each in pictures
+            each if isinstance(each, np.ndarray) else read_image(each).pixels for each in several
         )
         return np.stack([prepare(each) for each in pixels])
 
@@ -211,6 +214,12 @@ class RunModel:
             )
         name = self.session.output_names[self.manifest.output]
         return self.session.run(images.astype(np.float32, copy=False), [name])[0]
+
+
+def _several(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    is_array = isinstance(pictures, np.ndarray) and pictures.ndim == 3
+    is_one = is_array or isinstance(pictures, str | os.PathLike)
+    return [cast("Picture", pictures)] if is_one else list(cast("Sequence[Picture]", pictures))
 
 
 class OnnxModel(RunModel):

@@ -34,8 +34,8 @@ def logits_of(output: Any) -> Tensor:
         )
     if found.dim() != 2:
         raise InputError(
-            f"the model returns {tuple(found.shape)}, not logits (N, C): adaptation of outputs"
-            " needs a classifier"
+            f"the model returns {tuple(found.shape)}, not logits (N, C), which only a"
+            " classifier does"
         )
     return found
 

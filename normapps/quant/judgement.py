@@ -47,6 +47,7 @@ class Evidence:
         opened_by: the class that runs the folder.
         layers: that compute in int8, and that could.
         unused: options that were not given and may keep more accuracy.
+        slows: what the network has been given that costs time, and how to do without; or nothing.
     """
 
     sizes: Mapping[str, int]
@@ -59,6 +60,7 @@ class Evidence:
     opened_by: str = "OnnxModel"
     layers: tuple[int, int] = (1, 1)
     unused: tuple[str, ...] = field(default=())
+    slows: str = ""
 
     @property
     def last(self) -> Stage | None:
@@ -101,13 +103,49 @@ def next_step(evidence: Evidence, verdict: Verdict, folder: Path, spec: str) -> 
     if verdict.verdict == RECOMMENDED:
         return f"Use it: normapps.{evidence.opened_by}({str(folder)!r}).run(images)"
     if evidence.is_faster is False:
-        command = f"normapps export {shlex.quote(spec)} -o model.onnx"
-        return f"In float32 ONNX Runtime is as fast here: {command}"
+        return _faster(evidence, spec)
     if evidence.last is None:
+        return _judge_it(evidence)
+    if _may_be_good(evidence):
+        return _finish(evidence)
+    options = ", ".join(evidence.unused)
+    return f"What may keep more of the answers: {options}" if options else ""
+
+
+def _faster(evidence: Evidence, spec: str) -> str:
+    if evidence.slows:
+        return f"What may make it faster: {evidence.slows}"
+    command = f"normapps export {shlex.quote(spec)} -o model.onnx"
+    return f"In float32 ONNX Runtime is as fast here: {command}"
+
+
+def _judge_it(evidence: Evidence) -> str:
+    if evidence.not_judged == NO_PICTURES:
         return "Judge it: add --data PICTURES, best in class folders"
-    if evidence.unused:
-        return f"What may keep more of the answers: {', '.join(evidence.unused)}"
-    return ""
+    return (
+        "Judge it by what the network is for: compare the outputs of"
+        f" normapps.{evidence.opened_by} with the float network's"
+    )
+
+
+def _may_be_good(evidence: Evidence) -> bool:
+    """Whether nothing speaks against the answers but that there are few of them."""
+    last, most = evidence.last, evidence.max_drop
+    if last is None or not last.is_finite:
+        return False
+    if last.difference is not None:
+        return last.difference.mean >= -most
+    return last.same is not None and last.same.mean >= 1 - most
+
+
+def _finish(evidence: Evidence) -> str:
+    """What is missing for a verdict on a network that seems to answer well enough."""
+    missing = []
+    if _quality(evidence).verdict == UNDECIDED:
+        missing.append("more pictures by --data or --test")
+    if not evidence.latencies and evidence.not_timed == NO_TIME:
+        missing.append("leave out --no-latency")
+    return f"For a verdict: {' and '.join(missing)}" if missing else ""
 
 
 def _with_speed(evidence: Evidence, good: Verdict) -> Verdict:
@@ -151,17 +189,20 @@ def _by_labels(difference: Estimate, most: float) -> Verdict:
         f"Accuracy changes by {mean:+.1f} points (95 %: {low:+.1f} to {high:+.1f}) on"
         f" {difference.count} labelled pictures"
     )
-    allowed = f"{100 * most:g} points"
+    allowed = f"{100 * most:g} {'point' if most == 0.01 else 'points'}"
     if difference.low >= -most:
         return Verdict(RECOMMENDED, f"{found}.")
     if difference.high >= -most:
-        return Verdict(UNDECIDED, f"{found}, too few to tell whether more than {allowed} are lost.")
+        return Verdict(
+            UNDECIDED, f"{found}, too few to tell whether the loss is below {allowed} (--max-drop)."
+        )
     return Verdict(NOT_RECOMMENDED, f"{found}, more than the {allowed} of --max-drop.")
 
 
 def _without_labels(same: Estimate, most: float) -> Verdict:
+    shown = f"{same.count} pictures get" if same.count > 1 else "1 picture gets"
     found = (
-        f"{100 * same.mean:.1f} % of {same.count} pictures get the answer that they had (95 %:"
+        f"{100 * same.mean:.1f} % of {shown} the answer of the float network (95 %:"
         f" {100 * same.low:.1f} to {100 * same.high:.1f})"
     )
     if same.low >= 1 - most:

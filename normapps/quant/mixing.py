@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,12 +95,12 @@ def mix(
     if shown is None or not (options.sensitivity or options.mixed):
         return Mixture()
 
-    def tell(_: int, total: int) -> None:
-        if progress is not None:
-            progress("trying layers", total)
+    def told(what: str) -> Callable[[int, int], object]:
+        return lambda _, total: progress and progress(what, total)
 
     rounding = {"per_channel": options.per_channel, "reduce_range": options.reduce_range}
-    order = sensitivity(path, ranges, shown.few(), **rounding, progress=tell)
+    trying = told("trying layers")
+    order = sensitivity(path, ranges, shown.few(), **rounding, progress=trying)
     if not options.mixed:
         return Mixture(order)
     choice = choose_float(
@@ -111,7 +111,7 @@ def mix(
         max_drop=options.max_drop,
         labels=shown.labels,
         **rounding,
-        progress=tell,
+        progress=told("choosing layers"),
     )
     if len(choice.exclude) == len(order):
         raise InputError(

@@ -61,8 +61,8 @@ class QuantizeOptions(PictureOptions):
     )
     relu6: str = option(
         "scale",
-        "of --equalize: scale its bound channel by channel (exact, slower), replace it by ReLU"
-        " (another function), or keep it",
+        "of --equalize: scale its bound channel by channel (exact, but computed in float: half as"
+        " fast), replace it by ReLU (another function), or keep it, and its channels as they are",
         choices=("scale", "replace", "keep"),
     )
     bias_correction: bool = option(True, "take back what rounded weights shift on average")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from .bundle import given, manifest_of
 from .int8 import write_int8
 from .judgement import NO_PICTURES, NO_TIME, Evidence, judge, next_step
 from .judging import judge_files
-from .kernels import float_operators, has_vnni
+from .kernels import float_operators, has_vnni, kernels
 from .latency import FLOAT, INT8, measure_latency
 from .layers import Node, quantizable
 from .mixing import Mixture, Shown, mix
@@ -102,7 +102,7 @@ def quantize_model(
     device = resolve_device(options.device)
     opened = _open(spec, options, say)
     answer = answer_of(opened.model, opened.preprocessing, opened.name)
-    seen = see(options, opened.preprocessing, answer, progress)
+    seen = see(options, opened.preprocessing, answer, progress, opened.classes)
     if seen is not None:
         say(seen.describe())
     for line in _warnings(options):
@@ -153,6 +153,7 @@ class _Made:
     layers: tuple[Node, ...]
     mixture: Mixture
     float_operators: tuple[str, ...]
+    kernels: Mapping[str, int] = field(default_factory=dict)
     program: Program | None = None
     not_compiled: str = ""
 
@@ -193,7 +194,8 @@ def _quantize(work: _Work) -> _Made:
         clock("int8", lambda: _round(source, int8, ranges, mixture, options))
         files = {FLOAT: reference, INT8: int8}
         layers, stayed = quantizable(source), float_operators(int8)
-        return _Made(prepared, difference, files, ranges, layers, mixture, stayed)
+        ran = kernels(int8)
+        return _Made(prepared, difference, files, ranges, layers, mixture, stayed, ran)
 
 
 def _program(
@@ -208,8 +210,8 @@ def _program(
     if work.options.latency:
         program, why = work.clock("compiling", lambda: open_compiled(path, shape))
     files, mixture = {FLOAT: reference, INT8: path}, Mixture(without_kernel=done.kept_float)
-    parts = (files, done.ranges, done.layers, mixture, done.float_operators, program, why)
-    return _Made(prepared, difference, *parts)
+    parts = (files, done.ranges, done.layers, mixture, done.float_operators)
+    return _Made(prepared, difference, *parts, program=program, not_compiled=why)
 
 
 @contextmanager
@@ -271,12 +273,19 @@ def _gather(work: _Work, made: _Made) -> Evidence:
         opened_by=(OnnxModel if made.program is None else ProgramModel).__name__,
         layers=(len(made.layers) - len(made.mixture.kept_float), len(made.layers)),
         unused=_unused(work.options),
+        slows=_slows(made),
     )
 
 
 def _judged(work: _Work, made: _Made, seen: Seen) -> tuple[Stage, ...]:
     files = {INT8: made.networks[INT8]}
     return judge_files(work.opened.model, files, seen, output=work.output, device=work.device)
+
+
+def _slows(made: _Made) -> str:
+    if any(step.numbers.get("scaled") for step in made.prepared.steps):
+        return "--per-channel, or --relu6 keep, as bounds for each channel are computed in float"
+    return ""
 
 
 def _unused(options: QuantizeOptions) -> tuple[str, ...]:
@@ -360,9 +369,10 @@ def _facts(work: _Work, made: _Made, following: str) -> Circumstances:
         layers=made.layers,
         mixture=made.mixture,
         float_operators=made.float_operators,
+        kernels=made.kernels,
         ranges=made.ranges,
         difference=made.difference,
-        warnings=(SATURATES,) if has_vnni() is False and not options.reduce_range else (),
+        warnings=_warnings(options),
         failed=() if seen is None else seen.failed,
         following=following,
     )
@@ -377,7 +387,7 @@ def _range_source(options: QuantizeOptions, seen: Seen | None) -> str:
         return f"{options.distill} images distilled from the batch norms ({options.ranges})"
     if seen is None or not seen.calibrating:
         return "the batch norms' statistics"
-    return f"{seen.calibrating} pictures ({options.ranges})"
+    return f"{seen.calibrating} picture{'' if seen.calibrating == 1 else 's'} ({options.ranges})"
 
 
 def _without_accuracy(seen: Seen | None) -> str:

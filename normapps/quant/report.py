@@ -37,6 +37,7 @@ class Circumstances:
         layers: of the network that could be int8.
         mixture: which of them stay float, and what each loses alone in int8.
         float_operators: layers that are computed in float32, as "operator name".
+        kernels: what onnxruntime runs, and how often; empty where something else runs it.
         ranges: of every tensor that is rounded.
         difference: of the float ONNX file from torch, relative.
         warnings: about this machine.
@@ -59,6 +60,7 @@ class Circumstances:
     float_operators: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
     difference: float
+    kernels: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     following: str = ""
@@ -110,6 +112,7 @@ def numbers(evidence: Evidence, facts: Circumstances) -> dict[str, Any]:
         "int8_layers": [done, could],
         "layers": {each.name: _layer(each, facts) for each in facts.layers},
         "float_operators": list(facts.float_operators),
+        "kernels": dict(facts.kernels),
         "mixed": _mixed(facts.mixture),
         "ranges": {name: list(span) for name, span in facts.ranges.items()},
         "onnx_difference": facts.difference,
@@ -243,7 +246,9 @@ def _sensitivity_sections(facts: Circumstances) -> list[Section]:
         return []
     most = order[:_MOST_BARS]
     names = [each.node.module or each.node.name for each in most]
-    plot = Bars(names, {"alone in int8": [100 * each.error for each in most]}, "error, %")
+    plot = Bars(
+        names, {"alone in int8": [100 * each.error for each in most]}, "error of the logits, %"
+    )
     note = (
         "Each layer alone in int8, the most sensitive first: the error of the logits in per cent of"
         " their size, on pictures that do not judge."
@@ -283,6 +288,10 @@ def _layers_section(facts: Circumstances) -> Section:
     if facts.float_operators:
         named = ", ".join(facts.float_operators)
         parts.append(f"Computed in float32 here: {named}.")
+    if facts.kernels:
+        counts = sorted(facts.kernels.items(), key=lambda each: -each[1])
+        named = ", ".join(f"{count} {name}" for name, count in counts)
+        parts.append(f"What ONNX Runtime runs here (int8 where it begins with Q): {named}.")
     return Section("Every layer", parts, folded=True)
 
 
@@ -291,6 +300,9 @@ def _span(span: tuple[float, float] | None) -> list[str | float]:
 
 
 def _cost_section(facts: Circumstances) -> Section:
-    rows: list[list[str | float]] = [[name, value] for name, value in facts.seconds.items()]
+    rows: list[list[str | float]] = [
+        [name, f"{value:.2g}" if value < 10 else f"{value:.0f}"]
+        for name, value in facts.seconds.items()
+    ]
     memory = f"The process took {facts.peak_bytes / 1e6:.0f} MB of memory at most."
     return Section("Cost", [Table(["", "seconds"], rows), memory])

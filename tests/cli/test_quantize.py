@@ -214,7 +214,7 @@ def test_all_steps_are_told_and_an_unreadable_picture_is_named(
     report = _report(out)
     assert report == json.loads(shown)
     assert "19 pictures calibrate, 20 others judge" in report["data"]
-    assert list(report["steps"]) == ["fold", "finetuning", "bias correction"]
+    assert list(report["steps"]) == ["fold", "bias correction", "finetuning"]
     assert len(report["steps"]["finetuning"]["losses"]) == 2
     assert len(report["steps"]["bias correction"]["shifts"]) == 6
     assert report["ranges_from"] == "19 pictures (mse)"

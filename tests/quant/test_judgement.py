@@ -53,7 +53,7 @@ GOOD = labelled(-0.001, -0.006, 0.004)
         (
             Evidence(SIZES, labelled(-0.05, -0.07, -0.03), timed(3.0)),
             NOT_RECOMMENDED,
-            "more than the 1 points of --max-drop",
+            "more than the 1 point of --max-drop",
         ),
         (
             Evidence(SIZES, labelled(-0.05, -0.07, -0.03), timed(3.0), max_drop=0.08),
@@ -91,4 +91,13 @@ def test_what_comes_next() -> None:
     poor = Evidence(SIZES, same(0.95, 0.93, 0.97), fast, unused=("--mixed", "--finetune 200"))
     assert said(poor) == "What may keep more of the answers: --mixed, --finetune 200"
     assert said(replace(poor, unused=())) == ""
+    few = replace(poor, stages=labelled(0.0, -0.03, 0.03))
+    assert said(few) == "For a verdict: more pictures by --data or --test"
+    assert said(replace(few, latencies=())).endswith("or --test and leave out --no-latency")
+    assert said(Evidence(SIZES, GOOD)) == "For a verdict: leave out --no-latency"
+    assert "to compile" not in said(Evidence(SIZES, GOOD, not_timed="nothing to compile"))
+    dense = Evidence(SIZES, (), fast, not_judged="no logits", opened_by="ProgramModel")
+    assert "compare the outputs of normapps.ProgramModel" in said(dense)
+    slow = Evidence(SIZES, GOOD, timed(0.9), slows="--relu6 keep")
+    assert said(slow) == "What may make it faster: --relu6 keep"
     assert said(replace(poor, is_random=True)) == ""
