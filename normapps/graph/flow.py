@@ -7,8 +7,7 @@ themselves, so that they can be asked about, and run again on other numbers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..engine.device import evaluating
-from ..errors import InputError
-from ..norm.precision import without_autocast
+from .dispatch import bound, flat, leaves, name_of, run_under, watching, written
 from .labels import named
-from .trace import _bound, _flat, _leaves, _name, _random_state, _written
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Op:
             Exception: whatever the operation raises.
         """
         args, kwargs = _filled(self._given, known)
-        return _flat(self._function(*args, **kwargs))
+        return flat(self._function(*args, **kwargs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,21 +143,9 @@ def trace_flow(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Flow:
     Raises:
         InputError: the model does not run on these inputs.
     """
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    leaves = _leaves(arguments)
-    plain = without_autocast(leaves[0]) if leaves else nullcontext()
     recorder = _Recorder(model)
-    with _random_state(leaves), evaluating(model), plain, recorder.watching(model), recorder:
-        try:
-            outputs = model(*arguments)
-        except Exception as error:
-            shapes = ", ".join(str(tuple(each.shape)) for each in leaves)
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
-                " give inputs that it takes"
-            ) from error
-    recorder.flow.outputs = recorder.values(_leaves(outputs))
+    outputs = run_under(model, inputs, watching(model, recorder.enter, recorder.leave), recorder)
+    recorder.flow.outputs = recorder.values(leaves(outputs))
     return recorder.flow
 
 
@@ -185,45 +169,34 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         given = (args, kwargs or {})
         result = func(*args, **given[1])
-        bound = _bound(func, *given)
-        read = [each for each in _leaves(list(bound.values())) if isinstance(each, Tensor)]
+        named_arguments = bound(func, *given)
+        read = [each for each in leaves(list(named_arguments.values())) if isinstance(each, Tensor)]
         values = self.values(read)
         names = tuple(name for each in read for name in self._names.get(id(each), ()))
-        noted = _replaced(bound, self._value), _replaced(given, self._value)
-        gives = self._given(_flat(result), _flat(_written(func, bound) or []))
+        noted = _replaced(named_arguments, self._value), _replaced(given, self._value)
+        gives = self._given(flat(result), flat(written(func, named_arguments) or []))
         owner = self._running[-1][0] if self._running else ""
-        op = (len(self.flow.ops), _name(func), owner, noted[0], values, gives, names)
+        op = (len(self.flow.ops), name_of(func), owner, noted[0], values, gives, names)
         self.flow.add_op(Op(*op, func, noted[1]))
         return result
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Know which module runs, until the block ends."""
-        handles = []
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter(name)))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def values(self, tensors: list[Tensor]) -> tuple[Value, ...]:
         """Return the values of tensors, as they are now."""
         return tuple(map(self._value, tensors))
 
-    def _enter(self, name: str) -> Any:
-        def enter(module: nn.Module, args: Any) -> None:
-            self._running.append((name, self.values(_leaves(args)), len(self.flow.ops)))
+    def enter(self, name: str, module: nn.Module) -> Callable[..., None]:
+        """Return the hook in front of a module."""
 
-        return enter
+        def hook(module: nn.Module, args: Any) -> None:
+            self._running.append((name, self.values(leaves(args)), len(self.flow.ops)))
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        return hook
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Note a module's call that ends."""
         name, takes, start = self._running.pop()
         ops = range(start, len(self.flow.ops))
-        self.flow.add_call(ModuleCall(name, takes, self.values(_leaves(output)), ops))
+        self.flow.add_call(ModuleCall(name, takes, self.values(leaves(output)), ops))
 
     def _given(self, results: list[Tensor], written: list[Tensor]) -> tuple[Value, ...]:
         """Values of what is new: results, and all tensors in a memory that was written to."""

@@ -22,6 +22,7 @@ from ..norm.moments import Moments
 from ..norm.nesting import detached_copy
 from ..norm.undo import Undo
 from .comparison import difference_of
+from .dispatch import refuse_wrapped
 from .flow import Flow, trace_flow
 from .fold_affine import is_population_norm
 from .fold_places import Finder, StaysError
@@ -119,7 +120,7 @@ def fold_batchnorm(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> tuple[
 def _fold_(
     model: nn.Module, inputs: Tensor | tuple[Any, ...], reference: nn.Module | None
 ) -> Folding:
-    _refuse_wrapped(model)
+    refuse_wrapped(model, "fold")
     folder = _Folder(model, inputs, reference)
     if reference is not None:
         folder.check_repeats()
@@ -273,16 +274,3 @@ def _dtype(model: nn.Module) -> torch.dtype:
     """The coarsest precision of a network's weights."""
     dtypes = {each.dtype for each in model.parameters() if each.is_floating_point()}
     return max(dtypes, key=lambda each: torch.finfo(each).eps, default=torch.float32)
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("TorchScript cannot be folded; fold the model it was made of")
-    for name, module in model.named_modules():
-        said = f"module '{name}'" if name else "the model"
-        if hasattr(module, "_orig_mod"):
-            raise InputError(f"{said} is made by torch.compile; fold its `_orig_mod`")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise InputError(f"{said} is compiled in place; fold a model that is not")
-        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            raise InputError(f"{said} is {type(module).__name__}; fold its `module`")

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..engine.device import evaluating
-from ..errors import InputError
-from ..norm.precision import without_autocast
+from .dispatch import bound, flat, leaves, name_of, refuse_wrapped, run_under, watching, written
 from .elements import FIXED, Elements, Found, Label, Rule, Step, compact
 from .graph import Atoms
 from .layer_graph import Clip, Layer, LayerGraph
 from .rules_elements import unknown
-from .trace import _bound, _flat, _leaves, _name, _random_state, _refuse_wrapped, _written
 
 _LAYERS = {"convolution", "convolution_overrideable", "_convolution", "linear", "addmm", "mm"}
 
@@ -32,22 +27,10 @@ def follow(
     Raises:
         InputError: the model does not run on these inputs, or is compiled, scripted or wrapped.
     """
-    _refuse_wrapped(model)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    given = _leaves(arguments)
-    plain = without_autocast(given[0]) if given else nullcontext()
-    tracer = _Tracer(model, given, rules)
-    with _random_state(given), evaluating(model), plain, tracer.watching(model), tracer:
-        try:
-            outputs = model(*arguments)
-        except Exception as error:
-            shapes = ", ".join(str(tuple(each.shape)) for each in given)
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
-                " give inputs that it takes"
-            ) from error
-    for tensor in _leaves(outputs):
+    refuse_wrapped(model, "change")
+    tracer = _Tracer(model, leaves(inputs), rules)
+    outputs = run_under(model, inputs, watching(model, tracer.enter, tracer.leave), tracer)
+    for tensor in leaves(outputs):
         tracer.elements.pin(tracer.elements.of(tensor).atoms, "an output of the network")
     return _assembled(tracer.elements)
 
@@ -65,14 +48,14 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        values = _bound(func, args, given)
-        target = _written(func, values)
+        values = bound(func, args, given)
+        target = written(func, values)
         result = func(*args, **given)
 
         def run(stand_in: Callable[[Tensor], Tensor]) -> list[Tensor]:
-            return _flat(func(*_mapped(args, stand_in), **_mapped(given, stand_in)))
+            return flat(func(*_mapped(args, stand_in), **_mapped(given, stand_in)))
 
-        step = Step(_name(func), run, values, _flat(result), self._running[-1], self.elements)
+        step = Step(name_of(func), run, values, flat(result), self._running[-1], self.elements)
         found = self._follow(step)
         if target is None:
             self._label(step, found)
@@ -80,24 +63,12 @@ class _Tracer(TorchDispatchMode):
             self._overwrite(step, found)
         return result
 
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Know which module runs, until the block ends."""
-        handles = []
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter(name)))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def enter(self, name: str, module: nn.Module) -> Callable[..., None]:
+        """Return the hook in front of a module."""
+        return lambda *_: self._running.append((name, module))
 
-    def _enter(self, name: str) -> Any:
-        return lambda module, args: self._running.append((name, module))
-
-    def _leave(self, *_: Any) -> None:
+    def leave(self, *_: Any) -> None:
+        """End a module's call."""
         self._running.pop()
 
     def _follow(self, step: Step) -> Found:

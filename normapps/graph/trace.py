@@ -7,8 +7,8 @@ symbolically; what depends on the input's values is followed for this input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..engine.device import evaluating
-from ..errors import InputError
-from ..norm.precision import without_autocast
 from .assembly import assemble
 from .atoms import Axes, Axis, Ledger
 from .call import Call
+from .dispatch import bound, flat, leaves, name_of, refuse_wrapped, run_under, watching, written
 from .graph import ChannelGraph
 from .labels import Labels, named
 from .rules import follow, give_up
@@ -45,44 +43,13 @@ def trace_channels(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> Channe
         InputError: the model does not run on these inputs, or is wrapped by `torch.compile`,
             TorchScript or (Distributed)DataParallel.
     """
-    _refuse_wrapped(model)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    leaves = _leaves(arguments)
-    plain = without_autocast(leaves[0]) if leaves else nullcontext()
+    refuse_wrapped(model, "slim")
     tracer = _Tracer(model)
-    functions = _FunctionWatch(tracer)
-    with _random_state(leaves), evaluating(model), plain, tracer.watching(model), functions, tracer:
-        try:
-            outputs = model(*arguments)
-        except Exception as error:
-            shapes = ", ".join(str(tuple(each.shape)) for each in leaves)
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
-                " give inputs that it takes"
-            ) from error
-    for tensor in _leaves(outputs):
+    hooks = watching(model, tracer.enter, tracer.leave)
+    outputs = run_under(model, inputs, hooks, _FunctionWatch(tracer), tracer)
+    for tensor in leaves(outputs):
         tracer.keep_output(tensor)
     return assemble(model, tracer.labels, tracer.ledger)
-
-
-def _random_state(tensors: list[Tensor]) -> AbstractContextManager[None]:
-    """Leave the generators as they are, whatever a forward draws."""
-    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
-    return torch.random.fork_rng(devices=devices)
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("channels of TorchScript cannot be cut; slim the model it was made of")
-    for name, module in model.named_modules():
-        said = f"module '{name}'" if name else "the model"
-        if hasattr(module, "_orig_mod"):
-            raise InputError(f"{said} is made by torch.compile; slim its `_orig_mod`")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise InputError(f"{said} is compiled in place; slim a model that is not")
-        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            raise InputError(f"{said} is {type(module).__name__}; slim its `module`")
 
 
 class _Tracer(TorchDispatchMode):
@@ -100,33 +67,27 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        values = _bound(func, args, kwargs or {})
-        outputs = _flat(result)
-        call = Call(_name(func), values, outputs, self._owner(), self.labels, self.ledger)
+        values = bound(func, args, kwargs or {})
+        outputs = flat(result)
+        call = Call(name_of(func), values, outputs, self._owner(), self.labels, self.ledger)
         call.held = self._held
         call.sizes, call.given = self._sizes, self._running[-1][1] if self._running else []
-        written = _written(func, values)
-        if written is None:
+        targets = written(func, values)
+        if targets is None:
             self._label(call, follow(call))
-        elif len(written) == 1 and isinstance(written[0], Tensor):
-            self._overwrite(call, follow(call)[0], written[0])
-        elif written:
+        elif len(targets) == 1 and isinstance(targets[0], Tensor):
+            self._overwrite(call, follow(call)[0], targets[0])
+        elif targets:
             give_up(call)
         return result
 
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Know which module runs, until the block ends."""
-        handles = []
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter(name)))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def enter(self, name: str, module: nn.Module) -> Callable[..., None]:
+        """Return the hook in front of a module."""
+        return lambda module, args: self._running.append((name, leaves(args)))
+
+    def leave(self, *_: Any) -> None:
+        """End a module's call."""
+        self._running.pop()
 
     def keep_output(self, tensor: Tensor) -> None:
         """Keep the channels of what the model returns."""
@@ -156,12 +117,6 @@ class _Tracer(TorchDispatchMode):
 
     def _owner(self) -> str:
         return self._running[-1][0] if self._running else ""
-
-    def _enter(self, name: str) -> Any:
-        return lambda module, args: self._running.append((name, _leaves(args)))
-
-    def _leave(self, *_: Any) -> None:
-        self._running.pop()
 
     def _label(self, call: Call, found: list[Axes]) -> None:
         for index, output in enumerate(call.outputs):
@@ -217,49 +172,3 @@ def _flat_sizes(value: Any) -> list[int]:
 
 
 _RESHAPES = (torch.reshape, Tensor.reshape, Tensor.view)
-
-
-def _name(func: Any) -> str:
-    name: str = func.overloadpacket.__name__
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def _bound(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, defaults filled in."""
-    schema = func._schema.arguments
-    values = {each.name: each.default_value for each in schema if each.has_default_value()}
-    values.update({each.name: value for each, value in zip(schema, args, strict=False)})
-    return values | kwargs
-
-
-def _written(func: Any, values: dict[str, Any]) -> list[Any] | None:
-    """The arguments that an operation writes to; None if it writes to none."""
-    found = [
-        values.get(each.name)
-        for each in func._schema.arguments
-        if each.alias_info is not None and each.alias_info.is_write
-    ]
-    return found or None
-
-
-def _flat(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, list | tuple):
-        return [tensor for each in result for tensor in _flat(each)]
-    return []
-
-
-def _leaves(outputs: Any, depth: int = 8) -> list[Tensor]:
-    """Every tensor in a result: of tuples, dicts, and the attributes of other objects."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if depth == 0:
-        return []
-    if isinstance(outputs, Mapping):
-        items: Any = outputs.values()
-    elif isinstance(outputs, list | tuple | set):
-        items = outputs
-    else:
-        items = getattr(outputs, "__dict__", {}).values()
-    return [tensor for each in items for tensor in _leaves(each, depth - 1)]

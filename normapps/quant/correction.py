@@ -15,7 +15,6 @@ Corrected networks stay float; only their biases, which int8 backends keep in 32
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from torch.func import functional_call
 from ..errors import InputError
 from ..norm.moments import Moments
 from ..norm.undo import Undo
-from .fake import Ranges, fake_quantize_, output_axis, quantizable
+from .fake import Ranges, output_axis, quantizable, rounded_copy
 from .grid import rounded, weight_grid
 from .input_means import UNCALLED, InputMean, input_means
 from .pairing import compare
@@ -103,13 +102,8 @@ def correct_bias_(
             for name, mean in means.items()
         }
     else:
-        twin = copy.deepcopy(model)
-        fake_quantize_(
-            twin,
-            per_channel=per_channel,
-            weight_bits=bits,
-            activations=activations,
-            exclude=exclude,
+        twin = rounded_copy(
+            model, per_channel=per_channel, bits=bits, activations=activations, exclude=exclude
         )
         pairs = compare(model, twin, layers, batches, scales=False)
         found = {name: Corrected(name, "pictures", pair.shift) for name, pair in pairs.items()}

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from ..errors import InputError, unknown
+from ..norm.nesting import detached_copy
 from ..norm.population.listening import Source, inference, listening
 from ..norm.undo import Undo
 from .grid import Grid, activation_grid, rounded, weight_grid
@@ -65,6 +66,26 @@ def fake_quantize_(
         hook = layers[name].register_forward_pre_hook(rounding(grid), with_kwargs=True)
         undo.add(hook.remove)
     return undo
+
+
+def rounded_copy(
+    model: nn.Module,
+    *,
+    per_channel: bool,
+    bits: int,
+    activations: Ranges | None,
+    exclude: Collection[str],
+) -> nn.Module:
+    """Return a copy of a network, rounded as by `fake_quantize_`; raises what that does."""
+    twin = detached_copy(model)
+    fake_quantize_(
+        twin,
+        per_channel=per_channel,
+        weight_bits=bits,
+        activations=activations,
+        exclude=exclude,
+    )
+    return twin
 
 
 def input_ranges(

@@ -23,7 +23,6 @@ the same pictures afterwards takes away what the second rounding shifted.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ from ..graph.fold_layers import change_outputs_
 from ..norm.moments import Moments
 from ..norm.undo import Undo
 from .correction import change_
-from .fake import Ranges, fake_quantize_, quantizable
+from .fake import Ranges, quantizable, rounded_copy
 from .input_means import UNCALLED, check_statistics
 from .pairing import Pair, compare
 
@@ -109,13 +108,8 @@ def reestimate_(
     check_statistics(model, statistics)
     known = quantizable(model, exclude)
     layers = {name: layer for name, layer in known.items() if name in statistics}
-    twin = copy.deepcopy(model)
-    fake_quantize_(
-        twin,
-        per_channel=per_channel,
-        weight_bits=bits,
-        activations=activations,
-        exclude=exclude,
+    twin = rounded_copy(
+        model, per_channel=per_channel, bits=bits, activations=activations, exclude=exclude
     )
     wanted = None if reference == "float" else _wide(statistics)
     pairs = compare(model, twin, layers, batches, scales=True, wanted=wanted)

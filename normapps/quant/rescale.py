@@ -159,18 +159,16 @@ def multiply_(
         steps()
         return not difference <= tolerance
 
-    kept, guilty = list(graph.groups()), list[Atoms]()
+    groups = kept = list(graph.groups())
     steps, undo.difference = tried(kept)
     if not undo.difference <= tolerance:
         steps()
-        guilty = _guilty(fails, kept)
-        kept = [atoms for atoms in kept if not any(atoms is each for each in guilty)]
-        if fails(kept):
-            kept, guilty = [], list(graph.groups())
+        kept = _innocent(fails, groups)
         steps, undo.difference = tried(kept)
     undo.add(steps)
-    for atoms in guilty:
-        graph = graph.pin(atoms, "scaling them changes what the network computes")
+    for atoms in groups:
+        if not any(atoms is each for each in kept):
+            graph = graph.pin(atoms, "scaling them changes what the network computes")
     undo.left = graph.left()
     undo.factors = _by_layer(graph, _only(factors, kept))
 
@@ -240,6 +238,13 @@ def _only(factors: NDArray[np.float64], groups: Sequence[Atoms]) -> NDArray[np.f
     for atoms in groups:
         chosen[atoms] = factors[atoms]
     return chosen
+
+
+def _innocent(fails: Callable[[Sequence[Atoms]], bool], groups: Sequence[Atoms]) -> list[Atoms]:
+    """The groups that do not fail alone; none where they fail together."""
+    guilty = _guilty(fails, groups)
+    kept = [atoms for atoms in groups if not any(atoms is each for each in guilty)]
+    return [] if fails(kept) else kept
 
 
 def _guilty(fails: Callable[[Sequence[Atoms]], bool], groups: Sequence[Atoms]) -> list[Atoms]:
