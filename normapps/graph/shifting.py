@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .elements import Found, Rule, Step
 from .follow_elements import follow
 from .layer_graph import LayerGraph
-from .rules_elements import SHARED, convolution, unknown
+from .rules_elements import SHARED, clipped, convolution, rectified, unknown
 
 
 def trace_shifts(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> LayerGraph:
@@ -23,8 +23,11 @@ def trace_shifts(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> LayerGra
     add Σ W c to the biases of those that read it. Exact where x ≥ c in front of each ReLU (those
     atoms are `rectified`) and where no zeros are padded; there it is as near as the paper's.
 
-    Sums, products, clips and activations other than ReLU pin what they read; so do transposed
-    convolutions, which give some of their outputs a part of their kernel only.
+    Modules that clip from 0 to a bound, as ReLU6 does, count as ReLUs whose bound is to be shifted
+    along: they are among the graph's clips.
+
+    Sums, products, other clips and activations pin what they read; so do transposed convolutions,
+    which give some of their outputs a part of their kernel only.
 
     Args and raises: as `trace_scales`.
     """
@@ -38,7 +41,33 @@ def _convolution(step: Step) -> Found:
     return convolution(step)
 
 
+def _clip(step: Step) -> Found:
+    """From 0, it is a ReLU and a bound."""
+    if not _rectifies(step.module):
+        return unknown(step)
+    rectified(step)
+    return clipped(step)
+
+
+def _minimum(step: Step) -> Found:
+    """The bound of a clip whose ReLU ran before."""
+    if step.atoms("other") is not None or not _rectifies(step.module):
+        return unknown(step)
+    return clipped(step)
+
+
+def _rectifies(module: nn.Module) -> bool:
+    if isinstance(module, nn.Hardtanh):
+        return module.min_val == 0
+    return bool(getattr(module, "rectifies", False))
+
+
 _NAMES = ("convolution", "convolution_overrideable", "_convolution")
 
-SHIFTING: dict[str, Rule] = {**SHARED, **dict.fromkeys(_NAMES, _convolution)}
+SHIFTING: dict[str, Rule] = {
+    **SHARED,
+    **dict.fromkeys(_NAMES, _convolution),
+    "hardtanh": _clip,
+    "minimum": _minimum,
+}
 """Operation → rule."""

@@ -23,6 +23,7 @@ from ..graph.shifting import trace_shifts
 from ..norm.moments import Moments
 from ..norm.nesting import detached_copy
 from ..norm.undo import Undo
+from .clip import bounds_of, shift_clips_
 from .rescale import write_
 
 Shifts = NDArray[np.float64]
@@ -59,8 +60,9 @@ def absorb_(
     """Move high biases through ReLUs into the layers that read them.
 
     c = max(0, μ − deviations · σ) of each channel in front of a ReLU: b1 −= c, μ −= c, and
-    b2 += Σ W2 c for every layer that reads the channel; one without a bias gets one. What lies
-    between may pool, move and join channels; a sum, clip or product leaves them as they are.
+    b2 += Σ W2 c for every layer that reads the channel; one without a bias gets one. The upper
+    bound of ReLU6, or of what equalization made of it, goes down by c, which is at most all of it.
+    What lies between may pool, move and join channels; a sum or product leaves them as they are.
 
     Not exact, unlike equalization: `difference` says how far it is off on these inputs.
 
@@ -77,7 +79,7 @@ def absorb_(
     if deviations < 0:
         raise InputError(f"deviations {deviations}: must not be negative")
     graph = trace_shifts(model, inputs)
-    wanted = _wanted(graph, statistics, deviations)
+    wanted = np.minimum(_wanted(graph, statistics, deviations), _bounds(model, graph))
     free = graph.free() & graph.rectified & _made_once(graph) & ~_without_bias(model, graph)
     shifts = np.where(free, wanted, 0.0)
     undo, before, known = Absorption(), detached_copy(model), dict(statistics)
@@ -85,6 +87,7 @@ def absorb_(
     for layer in graph.layers:
         _take_(model, layer, shifts, statistics, undo)
         _give_(model, layer, shifts, undo)
+    shift_clips_(model, graph.clips, shifts, undo)
     undo.padded = tuple(each.module for each in _readers(graph, shifts) if each.padded)
     undo.left = _left(graph, wanted, free)
     undo.difference = difference_of(before, model, inputs)
@@ -100,6 +103,15 @@ def _wanted(graph: LayerGraph, statistics: Mapping[str, Moments], deviations: fl
             mean, std = moments.mean.double().flatten(), moments.std().double().flatten()
             c = (mean - deviations * std).clamp_min(0).cpu().numpy()
             found[layer.out] = np.nan_to_num(c, posinf=0.0)
+    return found
+
+
+def _bounds(model: nn.Module, graph: LayerGraph) -> Shifts:
+    """(count,) where the lowest clip of every atom is: more than that is never above it."""
+    found = np.full(graph.count, np.inf)
+    for clip in graph.clips:
+        high = bounds_of(model.get_submodule(clip.module))[1].cpu().expand(len(clip.atoms))
+        np.minimum.at(found, clip.atoms, high.numpy())
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -117,8 +117,21 @@ def scale_clips_(
         module = model.get_submodule(clip.module)
         if bool((s == 1).all()) or not isinstance(module, nn.Hardtanh | ChannelClip):
             continue
-        scaled = [(s.to(each.device) * each).to(like) for each in _bounds(module)]
+        scaled = [(s.to(each.device) * each).to(like) for each in bounds_of(module)]
         _replace_(model, clip.module, ChannelClip(*scaled), undo)
+
+
+def shift_clips_(
+    model: nn.Module, clips: Iterable[Clip], shifts: Mapping[int, float] | np.ndarray, undo: Undo
+) -> None:
+    """Take shifts from the upper bounds of clips from 0; as `scale_clips_` else."""
+    like = next(model.parameters())
+    for clip in clips:
+        c = torch.tensor([float(shifts[int(atom)]) for atom in clip.atoms], dtype=torch.float64)
+        high = bounds_of(model.get_submodule(clip.module))[1]
+        if bool(c.any()):
+            new = ChannelClip(torch.zeros_like(c).to(like), (high - c.to(high.device)).to(like))
+            _replace_(model, clip.module, new, undo)
 
 
 def share_clipped(
@@ -150,7 +163,8 @@ def _bound(module: nn.Module) -> float | None:
     return None
 
 
-def _bounds(module: nn.Hardtanh | ChannelClip) -> tuple[Tensor, Tensor]:
+def bounds_of(module: Any) -> tuple[Tensor, Tensor]:
+    """Return the lower and the upper bound of a clip, () or (C,) float64."""
     if isinstance(module, ChannelClip):
         return module.low.double(), module.high.double()
     pair = (module.min_val, module.max_val)

@@ -13,6 +13,7 @@ from normapps.errors import InputError
 from normapps.norm.moments import Moments
 from normapps.norm.partition import BATCH
 from normapps.quant.absorb import absorb_
+from normapps.quant.clip import ChannelClip
 
 
 def moments(mean: Tensor, std: Tensor) -> Moments:
@@ -64,6 +65,39 @@ def test_exact_where_every_value_is_above_c(second: nn.Module) -> None:
     assert torch.equal(net(X), before)
     assert torch.equal(statistics["0"].mean[0], MEAN)
     assert list(net.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        nn.ReLU6(),
+        nn.Hardtanh(0.0, 25.0),
+        ChannelClip(torch.zeros(4), torch.tensor([18.0, 6.0, 1.0, 32.0])),
+    ],
+)
+def test_exact_through_a_clip_whose_bound_goes_down_along(clip: nn.Module) -> None:
+    net = pair()
+    net[1] = copy.deepcopy(clip).double()
+    before, layers = net(X), list(net)
+    statistics = {"0": moments(MEAN, STD)}
+    undo = absorb_(net, X, statistics)
+    high = clip.high.double() if isinstance(clip, ChannelClip) else torch.tensor(clip.max_val)
+    c = torch.minimum(C, high.double())
+    torch.testing.assert_close(undo.absorbed["0"], c)
+    torch.testing.assert_close(net[1].high, high - c)
+    torch.testing.assert_close(net(X), before, rtol=1e-10, atol=1e-10)
+    assert undo.difference < 1e-10
+    undo()
+    assert list(net) == layers
+    assert torch.equal(net(X), before)
+
+
+def test_a_clip_below_zero_is_left() -> None:
+    net = pair()
+    net[1] = nn.Hardtanh(-1.0, 25.0)
+    undo = absorb_(net, X, {"0": moments(MEAN, STD)})
+    assert undo.absorbed == {}
+    assert "aten.hardtanh" in dict(undo.left)["0"]
 
 
 def test_padding_with_zeros_misses_c_at_the_border_alone() -> None:
