@@ -43,7 +43,7 @@ from .options import TORCHAO, QuantizeOptions
 from .pictures import Progress, Seen, see
 from .ranging import Ranges, distilled_images, find_ranges
 from .report import Circumstances, quantize_report
-from .steps import Prepared, fold, transform
+from .steps import BOUNDS, Prepared, fold, transform
 from .torchao_backend import batches_of, make_program
 
 SATURATES = (
@@ -283,9 +283,10 @@ def _judged(work: _Work, made: _Made, seen: Seen) -> tuple[Stage, ...]:
 
 
 def _slows(made: _Made) -> str:
-    if any(step.numbers.get("scaled") for step in made.prepared.steps):
-        return "--per-channel, or --relu6 keep, as bounds for each channel are computed in float"
-    return ""
+    bounds = next((step for step in made.prepared.steps if step.name == BOUNDS), None)
+    if bounds is None:
+        return ""
+    return f"{bounds.numbers['remedy']}, as a bound of ReLU6 for each channel is computed in float"
 
 
 def _unused(options: QuantizeOptions) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from .options import QuantizeOptions
 from .pictures import Repeated, Seen
 from .reestimate import Reestimation, reestimate_
 
-FOLD, EQUALIZE, ABSORB = "fold", "equalization", "absorption"
+FOLD, EQUALIZE, ABSORB, BOUNDS = "fold", "equalization", "absorption", "bounds"
 FINETUNE, REESTIMATE, CORRECT = "finetuning", "re-estimation", "bias correction"
 
 _HOW = {"closed form": "in closed form", "sampled": "by noise", "pictures": "by pictures"}
@@ -133,25 +133,31 @@ def _equalize(prepared: Prepared, options: QuantizeOptions) -> None:
     """Even the ranges of channels out, and move what is left of high biases on."""
     mode = cast("ClipMode", options.relu6)
     done = equalize_(prepared.model, prepared.inputs, prepared.statistics, relu6=mode)
-    scaled = sum(isinstance(each, ChannelClip) for each in prepared.model.modules())
-    prepared.steps.append(_equalized(done, scaled))
+    prepared.steps.append(_equalized(done))
     if prepared.statistics:  # else nothing tells which biases are high
         moved = absorb_(prepared.model, prepared.inputs, prepared.statistics)
         prepared.steps.append(_absorbed(moved))
+    clips = sum(isinstance(each, ChannelClip) for each in prepared.model.modules())
+    if clips:  # scaled by the one, or shifted by the other
+        prepared.steps.append(_bounded(clips, options))
 
 
-def _equalized(done: Equalization, scaled: int) -> Step:
+def _bounded(clips: int, options: QuantizeOptions) -> Step:
+    remedy = "--no-equalize" if options.per_channel else "--per-channel"
+    said = (
+        f"{_count(clips, 'ReLU6')} with a bound for each channel now, which is computed in float"
+        f" and makes int8 slower; {remedy} needs none"
+    )
+    return Step(BOUNDS, said, {"clips": clips, "remedy": remedy})
+
+
+def _equalized(done: Equalization) -> Step:
     factors = {name: float(each.log().abs().max().exp()) for name, each in done.factors.items()}
     said = f"{_count(len(factors), 'layer')} rescaled in {_count(done.sweeps, 'sweep')}"
     if factors:
         most = max(factors, key=factors.__getitem__)
         said += f", by up to {factors[most]:.3g} in '{most}'"
     said += f"; {_differ(done.difference)}"
-    if scaled:
-        said += (
-            f"; {_count(scaled, 'ReLU6')} with a bound for each channel, which is computed in float"
-            " and makes int8 slower (--relu6 keep or --per-channel does not)"
-        )
     if done.clipped:
         share = max(done.clipped.values())
         said += (
@@ -161,7 +167,7 @@ def _equalized(done: Equalization, scaled: int) -> Step:
     if done.left:
         said += f"; left as they are: channels of {_reasons(done.left)}"
     numbers = {"factors": factors, "clipped": dict(done.clipped), "left": dict(done.left)}
-    return Step(EQUALIZE, said, numbers | {"difference": done.difference, "scaled": scaled})
+    return Step(EQUALIZE, said, numbers | {"difference": done.difference})
 
 
 def _absorbed(done: Absorption) -> Step:
