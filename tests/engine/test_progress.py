@@ -54,6 +54,18 @@ def test_without_a_terminal_a_batch_prints_a_line_a_minute(
     assert capsys.readouterr().err == "3/10  3 min left  c\n"
 
 
+def test_a_new_stage_counts_anew(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with BatchProgress(0) as bar:
+        for _ in range(8):
+            bar.stage("decoding", 8)
+            clock.now += 5
+        for _ in range(3):
+            bar.stage("trying layers", 4)
+            clock.now += 40
+    # 40 seconds were the first's; the line comes with the second layer, 40 seconds for 2 of 4.
+    assert capsys.readouterr().err == "2/4  1 min left  trying layers\n"
+
+
 def test_a_batch_that_is_not_to_be_shown_prints_what_it_is_told_only(
     clock: _Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,18 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
         to_onnx(Bessel(), _inputs(), tmp_path / "net.onnx", remedy="go on without")
 
 
+def test_what_depends_on_values_is_shown_as_it_stands_in_the_code(tmp_path: Path) -> None:
+    class Choosy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 0:
+                return x * 2
+            return x
+
+    line = r"depends on values: 'if x.sum\(\) > 0:', test_onnx.py line \d+\)"
+    with pytest.raises(InputError, match=line):
+        to_onnx(Choosy(), _inputs(), tmp_path / "net.onnx")
+
+
 def test_without_the_extra_there_is_one_line_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
