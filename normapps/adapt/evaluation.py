@@ -104,7 +104,7 @@ def evaluate(
     pool = Pool.read(pictures)
     references = _references(options, chosen)
     bench = Bench(model, pool, chosen, references, device, dtype)
-    labels, without = fitting_labels(pictures, pool.labels, bench.classes)
+    labels, without = fitting_labels(pictures, pool.labels, bench.classes, opened.classes)
     if without:
         say(f"no accuracy: {without}")
     protocol = _protocol(opened.model, pool, chosen, references, f"{device.type} {dtype}")

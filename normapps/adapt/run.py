@@ -110,14 +110,16 @@ def adapt_model(
 def gather(trial: Trial, opened: OpenedModel, pictures: Pictures) -> tuple[Evidence, str]:
     """Return the numbers that judge a trial, and why accuracy is not among them."""
     before, after = trial.before, trial.after
-    labels, reason = fitting_labels(pictures, before.labels, before.logits.shape[1])
+    outputs = before.logits.shape[1]
+    labels, reason = fitting_labels(pictures, before.labels, outputs, opened.classes)
     pair = difference = online = None
     if labels is not None:
         first, second = (each.logits.argmax(1) == labels for each in (before, after))
         pair = _share(first), _share(second)
         difference = paired_difference(first, second)
-        if trial.online is not None and trial.online[1] is not None:
-            online = _share(trial.online[0].argmax(1) == trial.online[1])
+        if trial.online is not None:
+            met, _ = fitting_labels(pictures, trial.online[1], outputs, opened.classes)
+            online = None if met is None else _share(trial.online[0].argmax(1) == met)
     evidence = Evidence(
         agreement=compare_logits(before.logits, after.logits),
         shift=tuple(before.shift.values()),

@@ -177,7 +177,9 @@ def _split(
     with bars() as bar:
         split = clock(
             "telling pictures apart",
-            lambda: plan_split(job.data, job, opened.preprocessing, outputs, bar.advance),
+            lambda: plan_split(
+                job.data, job, opened.preprocessing, outputs, bar.advance, opened.classes
+            ),
         )
     _check_trainable(split, job, opened, outputs)
     _forget(out)

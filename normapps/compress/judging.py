@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.feed import Feed
+from ..data.labels import class_numbers
 from ..data.pictures import Pictures
 from ..engine.device import place, resolve_device
 from ..measure.latency import Latency
@@ -118,11 +119,7 @@ def _seen(chain: Chain, opened: OpenedModel) -> Seen:
     pictures = Pictures(chain.test, opened.preprocessing)
     cpu = torch.device("cpu")
     feed = Feed(pictures, chain.options.batch_size, cpu, seed=chain.options.seed)
-    classes, own = chain.split.classes, pictures.classes
-    numbers = None
-    if chain.split.is_labelled:
-        is_named = set(own) <= set(classes)
-        numbers = torch.tensor([classes.index(name) if is_named else int(name) for name in own])
+    numbers = class_numbers(pictures, chain.split.classes) if chain.split.is_labelled else None
     return Seen(feed, 0, True, chain.split.without_accuracy, Judging(feed, numbers))
 
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..data.labels import fitting_labels
+from ..data.classes import in_order
+from ..data.labels import class_numbers, model_classes
 from ..data.pictures import Pictures, decoded
 from ..data.sources import LISTS
 from ..errors import InputError
@@ -76,6 +76,7 @@ def plan_split(
     preprocessing: Preprocessing,
     outputs: int,
     progress: Progress | None = None,
+    known: Sequence[str] = (),
 ) -> Split:
     """Look at all pictures, and decide which of them judge; writes nothing.
 
@@ -88,13 +89,14 @@ def plan_split(
         preprocessing: the network's.
         outputs: of the network.
         progress: told of every picture.
+        known: names of the network's classes by number; empty where it tells none.
 
     Raises:
         InputError: pictures that cannot be used; the line says why.
     """
     first = _read(data, preprocessing, options.limit, progress)
     trains = bool(options.sparse_steps or options.finetune_steps)
-    found = _named(first, outputs, trains)
+    found = _named(first, outputs, known, trains)
     if options.test is None:
         train, test = _held_out(found.entries, options.hold_out, options.seed, data)
         others = None
@@ -168,7 +170,6 @@ class _Named:
     entries: tuple[Entry, ...]
     classes: tuple[str, ...] = ()
     without_accuracy: str = ""
-    words: tuple[str, ...] = ()
 
 
 def _read(
@@ -203,40 +204,18 @@ def _path(place: Path, name: str) -> str:
     return f"{_UNPACKED}/{name}" if _is_tar(place) else os.path.abspath(place.parent / name)
 
 
-def _named(found: _Read, outputs: int, trains: bool) -> _Named:
-    """Give each picture the word by which every stage knows its class.
-
-    Training numbers the classes that there are, numbers by their value and words by the alphabet;
-    a list's numbers are classes as they stand. Where the two would differ, numbers are given anew.
-    """
-    names, labels = found.pictures.classes, found.labels
-    if labels is None:
-        why = f"{found.pictures.place} has no labels, which class folders or a list would give"
-        return _Named(tuple(map(Entry, found.paths)), without_accuracy=why)
-    if not trains:
-        fits, why = fitting_labels(found.pictures, torch.tensor(labels), outputs)
-        words = tuple(map(str, range(len(names))))
-        if fits is None:
-            return _Named(tuple(map(Entry, found.paths)), without_accuracy=why)
-    else:
-        present = sorted({names[label] for label in labels}, key=_value)
-        words = _words(names, present)
-        names = tuple(present)
+def _named(found: _Read, outputs: int, known: Sequence[str], trains: bool) -> _Named:
+    """Give each picture the word by which every stage knows its class."""
+    labels, present = found.labels, found.pictures.classes
+    names, why = model_classes(found.pictures, outputs, known)
+    if labels is not None and trains:
+        names, why = in_order(present[label] for label in labels), ""
         if len(names) < 2:
             raise InputError(f"{found.pictures.place}: has one class; a classifier needs two")
-    entries = (Entry(path, words[label]) for path, label in zip(found.paths, labels, strict=True))
-    return _Named(tuple(entries), names, words=words)
-
-
-def _value(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdecimal() else (0, name)
-
-
-def _words(names: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
-    if not all(map(str.isdecimal, names)):
-        return tuple(names)
-    numbers = {name: str(number) for number, name in enumerate(present)}
-    return tuple(numbers.get(name, "") for name in names)
+    if labels is None or why:
+        return _Named(tuple(map(Entry, found.paths)), without_accuracy=why)
+    words = (present[label] for label in labels)
+    return _Named(tuple(map(Entry, found.paths, words)), names)
 
 
 def _held_out(
@@ -272,16 +251,9 @@ def _matched(others: _Read, first: _Read, found: _Named, data: str) -> list[Entr
         raise InputError(
             f"--test {others.pictures.place}: has no labels, and {data} has; give labelled ones"
         )
-    names = others.pictures.classes
-    word = dict(zip(first.pictures.classes, found.words, strict=True))
-    strange = [names[label] for label in set(others.labels) if not word.get(names[label])]
-    if strange:
-        raise InputError(
-            f"{others.pictures.place}: {data} has no class {min(strange)!r}; give both the same"
-            " classes"
-        )
-    pairs = zip(paths, others.labels, strict=True)
-    return [Entry(path, word[names[label]]) for path, label in pairs]
+    class_numbers(others.pictures, found.classes, data)  # raises where it has one more
+    words = (others.pictures.classes[label] for label in others.labels)
+    return list(map(Entry, paths, words))
 
 
 def _unpack(place: str, folder: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, NormappsError
+from .classes import in_order
 from .sources import PictureSource
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """The pictures of one place, through a network's preprocessing.
 
     Labels are those of a list's second column (whole numbers as they stand, other words numbered
-    in sorted order); in a folder or tar, the names of the folders that the pictures lie in, where
+    by the alphabet); in a folder or tar, the names of the folders that the pictures lie in, where
     all lie equally deep and these are several and no `SPLITS`; otherwise there are none.
 
     Args:
@@ -93,6 +94,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def name(self, index: int) -> str:
         """Return the picture's name, as its folder, tar or list knows it."""
         return self._source.name(self._chosen[index])
+
+    def where(self, index: int) -> tuple[str, int]:
+        """Return what is the same for the same picture: its resolved file, and its offset in it."""
+        return self._source.where(self._chosen[index])
 
     def cut(self, index: int) -> Tensor:
         """Decode, resize, crop and transform one picture: (C, H, W) uint8, to be normalized.
@@ -315,7 +320,7 @@ def _labels(source: PictureSource, place: str) -> tuple[list[int] | None, tuple[
 
 
 def _numbered(words: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    classes = tuple(sorted(set(words)))
+    classes = in_order(words)
     numbers = {word: number for number, word in enumerate(classes)}
     return [numbers[word] for word in words], classes
 

@@ -57,6 +57,12 @@ class OpenedModel:
     history: tuple[Any, ...] = ()
     remedy: str = ""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs by number, as the last training tells; empty where none does."""
+        told = [each for each in self.history if isinstance(each, Mapping) and each.get("classes")]
+        return tuple(map(str, told[-1]["classes"])) if told else ()
+
     def describe(self) -> str:
         """Say in one line what was opened, and that its weights are random where they are."""
         hint = f": give {self.remedy}" if self.is_random and self.remedy else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.feed import Feed
-from ..data.labels import fitting_labels
+from ..data.labels import class_numbers, model_classes
 from ..data.pictures import Pictures
 from ..errors import InputError
 from ..models.outputs import logits_of
@@ -53,6 +53,7 @@ class Seen:
         is_classifier: the model returns logits, so that answers can be compared.
         without_accuracy: why the labels tell nothing; empty where they are the model's classes.
         test: the pictures that judge, where others do.
+        numbers: (C,) class of the model for each of the feed's; None where the labels tell nothing.
     """
 
     feed: Feed
@@ -60,6 +61,7 @@ class Seen:
     is_classifier: bool
     without_accuracy: str
     test: Judging | None = None
+    numbers: Tensor | None = None
 
     @property
     def judging(self) -> int:
@@ -83,11 +85,12 @@ class Seen:
         """Say in a line which pictures do what."""
         place = self.feed.pictures.place
         if self.test is not None:
-            judge = f"{self.test.feed.pictures.place}: {self.judging} pictures judge"
-            return f"{place}: {self.calibrating} pictures calibrate; {judge}"
+            judge = f"{self.test.feed.pictures.place}: {_pictures(self.judging, 'judge')}"
+            return f"{place}: {_pictures(self.calibrating, 'calibrate')}; {judge}"
         if not self.calibrating:
-            return f"{place}: {self.judging} pictures judge"
-        return f"{place}: {self.calibrating} pictures calibrate, {self.judging} others judge"
+            return f"{place}: {_pictures(self.judging, 'judge')}"
+        others = "1 other judges" if self.judging == 1 else f"{self.judging} others judge"
+        return f"{place}: {_pictures(self.calibrating, 'calibrate')}, {others}"
 
     def calibration(self) -> Iterator[Tensor]:
         """Yield batches (n, C, H, W) float32 of the pictures that calibrate."""
@@ -111,8 +114,10 @@ class Seen:
             chosen = slice(max(0, first), max(0, min(len(images), last)))
             position += len(images)
             if chosen.start < chosen.stop:
-                known = None if self.without_accuracy or labels is None else labels[chosen]
-                yield images[chosen], known
+                if labels is None or self.numbers is None:
+                    yield images[chosen], None
+                else:
+                    yield images[chosen], self.numbers[labels[chosen]]
             if end is not None and position >= end:
                 return
 
@@ -138,6 +143,7 @@ def see(
     preprocessing: Preprocessing,
     answer: Any,
     progress: Progress | None,
+    classes: Sequence[str] = (),
 ) -> Seen | None:
     """Read the pictures that the options name, or return None where they name none.
 
@@ -146,17 +152,24 @@ def see(
         preprocessing: what the pictures go through.
         answer: what the model returned for some input.
         progress: told of every picture, and how many there are.
+        classes: names of the model's classes, where they are known.
 
     Raises:
-        InputError: no picture, none that can be read, one where some must calibrate, or a class to
-            judge by that no other picture has.
+        InputError: no picture, none that can be read, one where some must calibrate, one that is
+            to calibrate and to judge, or a class to judge by that no other picture has.
     """
     if options.data is None:
         return None
     feed = _feed(options.data, options, preprocessing, progress)
+    is_classifier, names, why = _names(feed.pictures, answer, classes)
+    numbers = None if not names else class_numbers(feed.pictures, names)
     test = None
     if options.test is not None:
-        test = _test(_feed(options.test, options, preprocessing, progress), feed.pictures)
+        apart = _feed(options.test, options, preprocessing, progress)
+        _check_apart(feed.pictures, apart.pictures)
+        has_numbers = bool(names) and apart.pictures.labels is not None
+        place = feed.pictures.place
+        test = Judging(apart, class_numbers(apart.pictures, names, place) if has_numbers else None)
     most = len(feed) // 2 if test is None else len(feed)
     calibrating = min(options.calibration, most) if options.calibrates else 0
     if options.calibrates and not calibrating:
@@ -164,10 +177,9 @@ def see(
             f"{options.data}: has one picture; give two at least, as one calibrates and another"
             " judges, or --data-free"
         )
-    is_classifier, why = _labelled(feed.pictures, answer)
     if test is not None and test.numbers is None and not why:
         why = f"{options.test} has no labels, which class folders or a list would give"
-    return Seen(feed, calibrating, is_classifier, why, test)
+    return Seen(feed, calibrating, is_classifier, why, test, numbers)
 
 
 def _feed(
@@ -185,28 +197,29 @@ def _feed(
     return Feed(chosen, options.batch_size, cpu, seed=options.seed, progress=tell)
 
 
-def _test(feed: Feed, others: Pictures) -> Judging:
-    """Number the classes of pictures that judge as those of the others, by their names."""
-    if feed.pictures.labels is None or others.labels is None:
-        return Judging(feed, None)
-    names = feed.pictures.classes
-    if all(each == tuple(map(str, range(len(each)))) for each in (names, others.classes)):
-        # the numbers of lists are classes as they stand, however many
-        return Judging(feed, torch.arange(len(names)))
-    strange = [name for name in names if name not in others.classes]
-    if strange:
+def _pictures(count: int, what: str) -> str:
+    """`1 picture judges`, `2 pictures judge`."""
+    return f"1 picture {what}s" if count == 1 else f"{count} pictures {what}"
+
+
+def _check_apart(data: Pictures, test: Pictures) -> None:
+    """No picture may calibrate and judge."""
+    known = {data.where(i) for i in range(len(data))}
+    both = [i for i in range(len(test)) if test.where(i) in known]
+    if both:
         raise InputError(
-            f"{feed.pictures.place}: {others.place} has no class {strange[0]!r}; give both the"
-            " same classes"
+            f"--test {test.place}: {len(both)} of {len(test)} pictures are in --data {data.place},"
+            f" too, such as {test.name(both[0])}; none may calibrate and judge: give others, or"
+            " --data alone, which is split"
         )
-    return Judging(feed, torch.tensor([others.classes.index(name) for name in names]))
 
 
-def _labelled(chosen: Pictures, answer: Any) -> tuple[bool, str]:
-    """Whether the answer is logits, and why the labels tell nothing."""
+def _names(
+    chosen: Pictures, answer: Any, classes: Sequence[str]
+) -> tuple[bool, tuple[str, ...], str]:
+    """Whether the answer is logits, the classes by number, and why the labels tell nothing."""
     try:
         outputs = logits_of(answer).shape[1]
     except InputError as error:
-        return False, str(error)
-    labels = None if chosen.labels is None else torch.tensor(chosen.labels)
-    return True, fitting_labels(chosen, labels, outputs)[1]
+        return False, (), str(error)
+    return True, *model_classes(chosen, outputs, classes)

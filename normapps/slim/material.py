@@ -126,8 +126,7 @@ def check_classes(opened: OpenedModel, material: Material) -> None:
     Raises:
         InputError: they are others, or in another order.
     """
-    told = [each["classes"] for each in opened.history if "classes" in dict(each)]
-    known = tuple(map(str, told[-1])) if told else material.classes
+    known = opened.classes or material.classes
     if known != material.classes:
         raise InputError(
             f"{opened.name}: was trained on the classes {few(known)}, the pictures are of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.feed import Feed
-from ..data.labels import fitting_labels
+from ..data.labels import class_numbers, model_classes
 from ..data.pictures import Pictures
 from ..errors import InputError
 from ..models.outputs import logits_of
@@ -29,15 +29,20 @@ class Seen:
         feed: the pictures, mixed, always in the same order.
         is_classifier: the model returns logits, so that answers can be compared.
         without_accuracy: why the labels tell nothing; empty where they are the model's classes.
+        numbers: (C,) class of the model for each of theirs; None where the labels tell nothing.
     """
 
     feed: Feed
     is_classifier: bool
     without_accuracy: str
+    numbers: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         for images, labels in self.feed.part():
-            yield images, None if self.without_accuracy else labels
+            if labels is None or self.numbers is None:
+                yield images, None
+            else:
+                yield images, self.numbers[labels.cpu()].to(labels.device)
 
     @property
     def sample(self) -> Tensor:
@@ -51,6 +56,7 @@ def see(
     answer: Any,
     device: torch.device,
     progress: Callable[[str, int], object] | None,
+    classes: Sequence[str] = (),
 ) -> Seen | None:
     """Read the pictures that the options name, or return None where they name none.
 
@@ -60,6 +66,7 @@ def see(
         answer: what the model returned for some input.
         device: where batches are made.
         progress: told of every picture, and how many there are.
+        classes: names of the model's classes, where they are known.
 
     Raises:
         InputError: no picture, or none that can be read.
@@ -77,5 +84,5 @@ def see(
         outputs = logits_of(answer).shape[1]
     except InputError as error:
         return Seen(feed, False, str(error))
-    labels = None if chosen.labels is None else torch.tensor(chosen.labels)
-    return Seen(feed, True, fitting_labels(chosen, labels, outputs)[1])
+    names, why = model_classes(chosen, outputs, classes)
+    return Seen(feed, True, why, None if why else class_numbers(chosen, names))

@@ -99,7 +99,7 @@ def prune_model(
     opened = _open(spec, options, say)
     answer = answer_of(opened.model, opened.preprocessing, opened.name)
     clock = Clock()
-    seen = see(options, opened.preprocessing, answer, device, progress)
+    seen = see(options, opened.preprocessing, answer, device, progress, opened.classes)
     work = _cut(opened, options, seen, device, clock)
     kept = _keep(work)
     work = dataclasses.replace(work, cut=kept.cut)

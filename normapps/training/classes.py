@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.classes import in_order
 from ..data.pool import Pool
 from ..engine.device import evaluating
 from ..errors import InputError
@@ -22,7 +23,7 @@ class Matched:
     """Pools whose labels are indices of one list of classes.
 
     Attributes:
-        classes: all classes of the sources, sorted.
+        classes: all classes of the sources, `in_order`.
         sources, others: the pools, in the order given.
         said: a line for each pool of which pictures were left out.
     """
@@ -53,7 +54,7 @@ def match_classes(
     for name, pool in given:
         if pool.labels is None:
             raise InputError(f"{name}: has no labels; put the pictures into a folder a class")
-    classes = _sorted({each for _, pool in given for each in _present(pool)})
+    classes = in_order(each for _, pool in given for each in _present(pool))
     if len(classes) < 2:
         raise InputError(f"{given[0][0]}: has one class; a classifier needs two or more")
     said: list[str] = []
@@ -150,13 +151,6 @@ def _present(pool: Pool) -> list[str]:
     """The classes that a pool has pictures of."""
     names, labels = _names(pool), pool.labels
     return [] if labels is None else [names[int(label)] for label in labels.unique()]
-
-
-def _sorted(classes: set[str]) -> tuple[str, ...]:
-    """Numbers by their value, words by the alphabet."""
-    if all(each.isdecimal() for each in classes):
-        return tuple(sorted(classes, key=int))
-    return tuple(sorted(classes))
 
 
 def _renumbered(name: str, pool: Pool, classes: tuple[str, ...], said: list[str]) -> Pool:

@@ -23,6 +23,7 @@ from normapps.compress.split import (
     read_split,
     write_split,
 )
+from normapps.data.labels import class_numbers, model_classes
 from normapps.data.pictures import Pictures
 from normapps.errors import InputError
 from normapps.models.preprocessing import Preprocessing
@@ -109,10 +110,14 @@ def test_numbers_of_folders_get_the_order_that_training_gives_them(
     """Folders 2, 9, 10 are classes 0, 1, 2 of three outputs, not 10, 2, 9 and not eleven."""
     for number, name in enumerate(("2", "9", "10")):
         shutil.copytree(digits / f"digit {number}", tmp_path / "some" / name)
-    split = plan(tmp_path / "some", outputs=3)
-    assert split.classes == ("2", "9", "10")
-    words = {Path(each.path).parent.name: each.label for each in split.train}
-    assert words == {"2": "0", "9": "1", "10": "2"}
+    for options in (CompressOptions(), NONE):
+        split = plan(tmp_path / "some", options, outputs=3)
+        assert split.classes == ("2", "9", "10")
+        assert all(Path(each.path).parent.name == each.label for each in split.train)
+    write_split(split, tmp_path / "out")
+    listed = Pictures(tmp_path / "out" / TRAIN, GREY)
+    assert model_classes(listed, 3) == (("2", "9", "10"), "")
+    assert class_numbers(listed, split.classes)[[2, 9, 10]].tolist() == [0, 1, 2]
 
 
 def test_where_nothing_trains_labels_count_only_as_the_models_classes(
@@ -120,7 +125,7 @@ def test_where_nothing_trains_labels_count_only_as_the_models_classes(
 ) -> None:
     split = plan(digits, NONE)
     assert split.is_labelled
-    assert {each.label for each in split.test} == set("0123")
+    assert {each.label for each in split.test} == {f"digit {i}" for i in range(4)}
     split = plan(digits, NONE, outputs=7)
     assert split.without_accuracy == "data has 4 classes, the model 7 outputs"
     assert {each.label for each in (*split.train, *split.test)} == {""}
