@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--runs", type=Path, default=Path("runs/quant"))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--skip", nargs="+", default=[], help="rows of the table, by name")
     parser.add_argument("--base", type=Path, help="model folder that lite0.py wrote")
     parser.add_argument("--timed", nargs="+", default=list(TIMED))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -123,14 +124,17 @@ def study(options: argparse.Namespace) -> None:
         network = NETWORKS[name](options)
         for spread in (0.0, SPREAD):
             folder = options.runs / name / ("badly scaled" if spread else "as trained")
-            _study(network, spread, folder, options.threads)
+            chosen = [each for each in RECIPES if each.name.strip() not in options.skip]
+            _study(network, spread, folder, chosen, options.threads)
     _write_study(options)
 
 
-def _study(network: Network, spread: float, folder: Path, threads: int) -> None:
+def _study(
+    network: Network, spread: float, folder: Path, recipes: Sequence[Recipe], threads: int
+) -> None:
     if not spread:
         _once(folder / "float", lambda: {"accuracy": _told(_float_accuracy(network))})
-    for recipe in RECIPES:
+    for recipe in recipes:
         place = folder / f"{recipe.name.strip()}, {'channel' if recipe.per_channel else 'tensor'}"
         _once(place, lambda r=recipe: _int8(network, r, spread, threads))
 
