@@ -64,6 +64,8 @@ def test_pictures_get_the_answers_that_torch_gives(folder: Path, tmp_path: Path)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     model = normapps.OnnxModel(folder, threads=1)
     images = model.prepare([tmp_path / "a.png", pixels[::-1]])
+    for one in (str(tmp_path / "a.png"), tmp_path / "a.png", pixels):
+        np.testing.assert_array_equal(model.prepare(one), images[:1])
     wanted = torch.stack([PREPROCESSING.apply(each) for each in (pixels, pixels[::-1])])
     np.testing.assert_array_equal(images, wanted.numpy())  # to the bit
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from normapps.quant.latency import FLOAT, TORCH, measure_latency
 class Watched(nn.Module):
     """Remembers what it was shown, and how."""
 
-    shown: list[tuple[tuple[int, ...], bool, bool, bool]] = []
+    shown: ClassVar[list[tuple[tuple[int, ...], bool, bool, bool]]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         last = x.is_contiguous(memory_format=torch.channels_last)
