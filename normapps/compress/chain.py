@@ -7,7 +7,7 @@ from its checkpoint, and whatever comes after a stage that is done anew is done 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Chain:
         say: told what is done, a line each.
         bars: makes a bar for a stage.
         clock: told what took how long.
+        penalty: of the sparse training, see `penalty_of`.
         said: lines that need not be said again.
     """
 
@@ -59,6 +60,7 @@ class Chain:
     say: Callable[[str], object]
     bars: Callable[[], BatchProgress]
     clock: Clock
+    penalty: Mapping[str, Any]
     said: set[str] = field(default_factory=set)
 
     @property
@@ -143,7 +145,7 @@ def _sparse(chain: Chain, spec: str, opening: dict[str, Any]) -> None:
     options = SparseOptions(
         **opening,
         **chain.fitting(chosen.sparse_steps),
-        **chosen.penalty,
+        **chain.penalty,
         lr=chosen.sparse_lr,
         head_lr=chosen.head_lr,
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,13 +36,14 @@ from ..models.trying import answer_of, check_finite
 from ..options import from_json, to_json
 from ..slim.sparsity import prunable_scales
 from ..slim.tracing import trace
-from ..training.classes import count_outputs
+from ..training.classes import count_outputs, few
 from ..training.identity import weights_told
-from .chain import INT8, STAGES, Chain
+from .chain import INT8, SPARSE, STAGES, Chain
 from .judgement import Evidence, judge, next_step
 from .judging import judge_stages, time_result
 from .options import CompressJob, CompressOptions
 from .report import Circumstances, compress_report
+from .sparsity import penalty_of, zeros_of
 from .split import FOLDER, Split, plan_split, read_split, write_split
 
 OPTIONS = "options.json"
@@ -109,7 +111,8 @@ def compress_model(
     split = _split(job, target, opened, outputs, bars, clock)
     say(split.describe())
     said = {opened.describe(), opened.preprocessing.describe()}
-    chain = Chain(spec, target, options, split, say, bars, clock, said)
+    penalty = _penalty(options, opened, split)
+    chain = Chain(spec, target, options, split, say, bars, clock, penalty, said)
     for line in _left_out(chain):
         say(line)
     chain.run()
@@ -218,6 +221,12 @@ def _would_train(options: CompressOptions) -> bool:
     return bool(options.sparse_steps or options.finetune_steps)
 
 
+def _penalty(options: CompressOptions, opened: OpenedModel, split: Split) -> dict[str, Any]:
+    if not split.is_labelled or not options.sparse_steps:
+        return {}
+    return penalty_of(options, opened, len(split.classes))
+
+
 def _left_out(chain: Chain) -> tuple[str, ...]:
     """Stages that were asked for and cannot be."""
     chosen, split = chain.options, chain.split
@@ -239,6 +248,7 @@ def _report(chain: Chain, opened: OpenedModel, outputs: int) -> CompressReport:
         is_random=_is_random(opened) and not _trains(chain),
         without_base=without,
         over_float=_over_float(chain),
+        zeros=zeros_of(chain.folder(SPARSE)) if SPARSE in chain.names else None,
     )
     verdict = judge(evidence)
     facts = Circumstances(
@@ -279,6 +289,11 @@ def _without_base(chain: Chain, opened: OpenedModel, outputs: int) -> str:
         )
     if _is_random(opened):
         return "The given network had random weights, so what sparse training cost is not known."
+    if opened.classes and opened.classes != chain.split.classes:
+        return (
+            f"The given network tells {few(opened.classes)} apart and not"
+            f" {few(chain.split.classes)}, so what sparse training cost is not known."
+        )
     return ""
 
 

@@ -20,6 +20,10 @@ from ..quant.judgement import BROKEN, FASTER
 from ..quant.latency import INT8 as FILE
 from .chain import FINETUNED, INT8, PRUNED, SPARSE
 from .judging import BASELINE, GIVEN, Network
+from .sparsity import Zeros
+
+_NEAR = 0.05
+"""How far below its target the share of zeros may stay; what is missing is cut in use."""
 
 RESULTS = (FILE, "slimmed")
 """What the result is called where it was timed; all others are the given network."""
@@ -44,6 +48,7 @@ class Evidence:
         without_base: why the given network is not what the result is compared with.
         over_float: how many times as fast the int8 file is as the slimmed network in float32, both
             by ONNX Runtime; None where that was not measured.
+        zeros: what the sparse training was for and came to; None without a target.
     """
 
     networks: tuple[Network, ...]
@@ -53,6 +58,7 @@ class Evidence:
     is_random: bool = False
     without_base: str = ""
     over_float: float | None = None
+    zeros: Zeros | None = None
 
     @property
     def first(self) -> Network:
@@ -157,8 +163,19 @@ def next_step(evidence: Evidence, verdict: Verdict, out: Path, spec: str) -> str
         return _use(out, evidence.result.name)
     loss = worst(evidence)
     if loss is not None:
-        return f"To lose less, into another folder: {_REMEDIES[loss.stage]}"
+        return f"To lose less, into another folder: {_remedy(evidence, loss)}"
     return _without_loss(evidence, out, spec)
+
+
+def _remedy(evidence: Evidence, loss: Loss) -> str:
+    """Say what to give; more of the sparse training first, where that was too short."""
+    zeros, usual = evidence.zeros, _REMEDIES[loss.stage]
+    if loss.stage != PRUNED or zeros is None or zeros.found > zeros.wanted - _NEAR:
+        return usual
+    return (
+        f"more --sparse-steps, as {100 * zeros.found:.0f} % of the scales came to 0 and the cut"
+        f" took {100 * zeros.wanted:.0f} %; {usual}"
+    )
 
 
 def _without_loss(evidence: Evidence, out: Path, spec: str) -> str:

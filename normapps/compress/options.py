@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -52,7 +51,7 @@ class CompressOptions(PictureOptions):
     )
     target_sparsity: float | None = option(
         None,
-        "share of zero scales to train for (what is to go, unless --strength is given)",
+        "share of zero scales to train for (as many as the cut takes, unless --strength is given)",
         low=0.01,
         high=0.99,
     )
@@ -112,21 +111,6 @@ class CompressOptions(PictureOptions):
             if getattr(self, name) is not None:
                 return {name: getattr(self, name)}
         return {"target_flops": FLOPS}
-
-    @property
-    def penalty(self) -> dict[str, Any]:
-        """The strength of the penalty, or the sparsity it is for, as `slim train` takes them.
-
-        Where neither is given: as many zeros as channels go. A convolution's multiplications are
-        those of its inputs times its outputs, so a share s of them is √s of the channels.
-        """
-        if self.strength is not None:
-            return {"strength": self.strength}
-        if self.target_sparsity is not None:
-            return {"target_sparsity": self.target_sparsity}
-        (name, value), *_ = self.amount.items()
-        gone = value if name == "ratio" else 1 - math.sqrt(value)
-        return {"target_sparsity": min(0.99, max(0.01, gone))}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from normapps.compress.judgement import Evidence, judge, next_step, worst
 from normapps.compress.judging import Network
+from normapps.compress.sparsity import Zeros
 from normapps.measure.latency import Latency
 from normapps.measure.stages import Prediction, compare
 from normapps.measure.timing import Timing
@@ -86,6 +87,15 @@ def test_the_stage_that_lost_most_is_named(right: tuple[int, ...], stage: str, w
     assert loss.stage == stage
     hint = {"sparse": "--sparse-steps", "pruned": "--target-flops", "int8": "--qat-steps"}[stage]
     assert hint in next_step(found, verdict, Path("o"), "net")
+
+
+def test_channels_that_were_cut_in_use_call_for_more_sparse_training() -> None:
+    found = replace(chain(900, 895, 500, 700, 695), zeros=Zeros(0.4, 0.03))
+    following = next_step(found, judge(found), Path("o"), "net")
+    words = "more --sparse-steps, as 3 % of the scales came to 0 and the cut took 40 %; a greater"
+    assert words in following
+    reached = replace(found, zeros=Zeros(0.4, 0.38))
+    assert "--sparse-steps" not in next_step(reached, judge(reached), Path("o"), "net")
 
 
 def test_a_loss_that_is_made_good_is_none() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 
@@ -16,15 +15,6 @@ def test_how_much_is_said_in_one_way() -> None:
     assert CompressOptions(ratio=0.0).amount == {"ratio": 0.0}
     with pytest.raises(InputError, match="--target-flops --ratio: say how much in one way, not 2"):
         CompressOptions(target_flops=0.5, ratio=0.5)
-
-
-def test_as_many_zeros_are_trained_for_as_channels_go() -> None:
-    assert CompressOptions(target_flops=0.49).penalty == {"target_sparsity": pytest.approx(0.3)}
-    assert CompressOptions(ratio=0.25).penalty == {"target_sparsity": 0.25}
-    assert CompressOptions(target_flops=1.0).penalty == {"target_sparsity": 0.01}
-    assert CompressOptions(target_sparsity=0.2).penalty == {"target_sparsity": 0.2}
-    assert CompressOptions(strength=1e-3).penalty == {"strength": 1e-3}
-    assert math.isclose(CompressOptions().penalty["target_sparsity"], 1 - math.sqrt(0.6))
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:
