@@ -22,7 +22,8 @@ def refuse_wrapped(model: nn.Module, action: str) -> None:
         action: what to do with the model inside instead, in a word: "slim".
 
     Raises:
-        InputError: it is compiled, scripted or wrapped for parallel training.
+        InputError: it is compiled, scripted or wrapped for parallel training, or lazy layers of it
+            have no weights yet.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"TorchScript cannot be changed; {action} the model it was made of")
@@ -34,6 +35,8 @@ def refuse_wrapped(model: nn.Module, action: str) -> None:
             raise InputError(f"{said} is compiled in place; {action} a model that is not")
         if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InputError(f"{said} is {type(module).__name__}; {action} its `module`")
+        if any(nn.parameter.is_lazy(each) for each in module.parameters(recurse=False)):
+            raise InputError(f"{said} has no weights yet; run the model once, then {action} it")
 
 
 def run_under(
@@ -49,10 +52,12 @@ def run_under(
     Raises:
         InputError: the model does not run on these inputs.
     """
+    inputs = ordinary(inputs)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     given = leaves(arguments)
     with ExitStack() as stack:
         stack.enter_context(_generators_kept(given))
+        stack.enter_context(torch.inference_mode(False))  # where operations are other ones
         stack.enter_context(evaluating(model))
         if given:
             stack.enter_context(without_autocast(given[0]))
@@ -60,13 +65,28 @@ def run_under(
             stack.enter_context(mode)
         try:
             return model(*arguments)
-        except Exception as error:
-            shapes = ", ".join(str(tuple(each.shape)) for each in given)
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
-                " give inputs that it takes"
-            ) from error
+        except Exception as error:  # somebody else's forward may raise anything
+            raise not_run(model, inputs, error) from error
+
+
+def ordinary(inputs: Any) -> Any:
+    """Return inputs whose tensors made within `torch.inference_mode` are copies, made outside."""
+    if isinstance(inputs, Tensor):
+        with torch.inference_mode(False):
+            return inputs.clone() if inputs.is_inference() else inputs
+    if type(inputs) in (list, tuple):
+        return type(inputs)(ordinary(each) for each in inputs)
+    return inputs
+
+
+def not_run(model: nn.Module, inputs: Tensor | tuple[Any, ...], error: Exception) -> InputError:
+    """Return the error that says that a model does not run on inputs, and what it raised."""
+    shapes = ", ".join(str(tuple(each.shape)) for each in leaves(inputs)) or "none"
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(
+        f"{type(model).__name__} does not run on an input of shape {shapes} ({said[0]});"
+        " give inputs that it takes"
+    )
 
 
 @contextmanager

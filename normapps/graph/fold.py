@@ -22,7 +22,7 @@ from ..norm.moments import Moments
 from ..norm.nesting import detached_copy
 from ..norm.undo import Undo
 from .comparison import difference_of
-from .dispatch import refuse_wrapped
+from .dispatch import not_run, refuse_wrapped
 from .flow import Flow, trace_flow
 from .fold_affine import is_population_norm
 from .fold_places import Finder, StaysError
@@ -104,6 +104,7 @@ def fold_batchnorm_(
         >>> folding = fold_batchnorm_(model, torch.randn(1, 3, 224, 224))
         >>> print(folding.left, folding.difference)
     """
+    _refuse(model)
     return _fold_(model, inputs, detached_copy(model) if verify else None)
 
 
@@ -113,14 +114,15 @@ def fold_batchnorm(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> tuple[
     Raises:
         InputError: as `fold_batchnorm_`.
     """
+    refuse_wrapped(model, "fold")
     folded = detached_copy(model)
     return folded, _fold_(folded, inputs, model)
 
 
+@torch.inference_mode(False)
 def _fold_(
     model: nn.Module, inputs: Tensor | tuple[Any, ...], reference: nn.Module | None
 ) -> Folding:
-    refuse_wrapped(model, "fold")
     folder = _Folder(model, inputs, reference)
     if reference is not None:
         folder.check_repeats()
@@ -149,9 +151,12 @@ class _Folder:
         """Check that the network can be compared at all.
 
         Raises:
-            InputError: its outputs are not finite, or not the same twice.
+            InputError: it does not run, or its outputs are not finite, or not the same twice.
         """
-        self.folding.difference = self._difference(self.inputs)
+        try:
+            self.folding.difference = self._difference(self.inputs)
+        except Exception as error:  # somebody else's forward may raise anything
+            raise not_run(self.model, self.inputs, error) from error
         if not self.folding.difference <= self.tolerance:
             raise InputError(
                 f"{type(self.model).__name__} cannot be verified: its outputs are not finite, or "
@@ -274,3 +279,12 @@ def _dtype(model: nn.Module) -> torch.dtype:
     """The coarsest precision of a network's weights."""
     dtypes = {each.dtype for each in model.parameters() if each.is_floating_point()}
     return max(dtypes, key=lambda each: torch.finfo(each).eps, default=torch.float32)
+
+
+def _refuse(model: nn.Module) -> None:
+    refuse_wrapped(model, "fold")
+    if any(each.is_inference() for each in model.parameters()):
+        raise InputError(
+            "the model was made within torch.inference_mode, and its weights cannot be changed;"
+            " take the folded copy that fold_batchnorm returns"
+        )

@@ -290,6 +290,8 @@ def _found(value: Tensor, axis: int, labels: Tensor) -> Tensor:
         StaysError: the places of one index differ, or are no label.
     """
     rows = value.movedim(axis, 0).flatten(1)
+    if not rows.numel():
+        raise StaysError("runs on no numbers")
     order = labels.sort()
     near = torch.searchsorted(order.values, rows[:, 0].contiguous()).clamp(1, len(labels) - 1)
     if len(labels) == 1:

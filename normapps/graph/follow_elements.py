@@ -10,7 +10,17 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .dispatch import bound, flat, leaves, name_of, refuse_wrapped, run_under, watching, written
+from .dispatch import (
+    bound,
+    flat,
+    leaves,
+    name_of,
+    ordinary,
+    refuse_wrapped,
+    run_under,
+    watching,
+    written,
+)
 from .elements import FIXED, Elements, Found, Label, Rule, Step, compact
 from .graph import Atoms
 from .layer_graph import Clip, Layer, LayerGraph
@@ -28,6 +38,7 @@ def follow(
         InputError: the model does not run on these inputs, or is compiled, scripted or wrapped.
     """
     refuse_wrapped(model, "change")
+    inputs = ordinary(inputs)
     tracer = _Tracer(model, leaves(inputs), rules)
     outputs = run_under(model, inputs, watching(model, tracer.enter, tracer.leave), tracer)
     for tensor in leaves(outputs):

@@ -77,8 +77,8 @@ def unfold_(
         names: the layers; without it all that have statistics.
 
     Raises:
-        InputError: a name without statistics, of no convolution or linear layer, of one that has
-            a child `norm` already, or with another number of outputs.
+        InputError: a name without statistics, of no module or no convolution or linear layer, of
+            one that has a child `norm` already, or with another number of outputs.
     """
     unfolding = Unfolding(model, statistics)
     for name in list(statistics if names is None else names):
@@ -94,7 +94,9 @@ def unfold_(
 
 
 def _put_behind_(model: nn.Module, name: str, moments: Moments, unfolding: Unfolding) -> None:
-    layer = model.get_submodule(name)
+    layer = dict(model.named_modules()).get(name)
+    if layer is None:
+        raise InputError(f"{type(model).__name__} has no layer '{name}'; fold this model itself")
     if not isinstance(layer, LAYERS) or NORM in layer._modules:
         raise InputError(f"'{name}' cannot get a batch norm ({type(layer).__name__})")
     outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..engine.device import evaluating
 from ..errors import InputError, unknown
+from ..graph.dispatch import not_run
 from ..norm.moments import Moments
 from .gaussian import activation_mean
 
@@ -85,12 +86,15 @@ def input_means(
 
     Raises:
         InputError: no statistics, or of a layer that is not in the model or has other channels,
-            or not finite.
+            or not finite; or the model does not run.
     """
     check_statistics(model, statistics)
     walk = _Walk(model, statistics, layers, torch.Generator().manual_seed(seed))
     with evaluating(model), walk:
-        model(*_unknown_inputs(inputs, samples))
+        try:
+            model(*_unknown_inputs(inputs, samples))
+        except Exception as error:  # somebody else's forward may raise anything
+            raise not_run(model, inputs, error) from error
     found, reasons = {}, {}
     for name, calls in walk.heard.items():
         known = [each for each in calls if each is not None]
@@ -265,7 +269,8 @@ def check_statistics(model: nn.Module, statistics: Mapping[str, Moments]) -> Non
     layers = dict(model.named_modules())
     for name, moments in statistics.items():
         if name not in layers:
-            raise unknown("layer in statistics:", name, layers)
+            known = [each for each, module in layers.items() if hasattr(module, "weight")]
+            raise unknown("layer in statistics:", name, known)
         outputs = getattr(layers[name], "out_channels", getattr(layers[name], "out_features", None))
         if moments.mean.numel() != outputs:
             raise InputError(

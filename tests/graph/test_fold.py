@@ -649,3 +649,27 @@ def test_every_module_keeps_its_own_mode() -> None:
     assert not model.get_submodule("norm").training
     folding()
     assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+def test_what_has_no_weights_or_no_numbers_or_cannot_be_written() -> None:
+    pair = _sequence(conv=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4))
+    with pytest.raises(InputError, match="does not run on an input of shape none"):
+        fold_batchnorm_(pair, ())
+    with pytest.raises(InputError, match=r"does not run on an input of shape \(1, 3, 8, 8\)"):
+        fold_batchnorm_(pair, torch.zeros(1, 3, 8, 8))
+    assert fold_batchnorm_(pair, IMAGES[:0]).left[0][1].startswith("runs on no numbers")
+    with pytest.raises(InputError, match="'0' has no weights yet; run the model once"):
+        fold_batchnorm_(nn.Sequential(nn.LazyConv2d(4, 3)), IMAGES)
+    with torch.inference_mode():
+        made = _sequence(conv=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4))
+    with pytest.raises(InputError, match="that fold_batchnorm returns"):
+        fold_batchnorm_(made, IMAGES)
+    assert len(fold_batchnorm(made, IMAGES)[1].folded) == 1
+
+
+def test_within_inference_mode() -> None:
+    model = _sequence(conv=nn.Conv2d(4, 4, 3, bias=False), norm=nn.BatchNorm2d(4))
+    with torch.inference_mode():
+        folding = fold_batchnorm_(_shaken(model), IMAGES * 2)
+    assert folding.folded == (Folded("norm", ("conv",), "after"),)
+    assert not any(each.is_inference() for each in model.parameters())

@@ -126,3 +126,12 @@ def test_names_that_do_not_fit_are_refused_and_nothing_stays() -> None:
     with pytest.raises(InputError, match="'conv2' gives 5 channels, not 4"):
         unfold_(model, folding.statistics)
     assert list(model.state_dict()) == keys
+
+
+def test_statistics_of_a_layer_that_is_gone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    folding = fold_batchnorm_(model, torch.randn(2, 3, 4, 4))
+    statistics = folding.statistics | {"gone": folding.statistics["0"]}
+    with pytest.raises(InputError, match="Sequential has no layer 'gone'"):
+        unfold_(model, statistics)
+    assert not model[0]._modules

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normapps.errors import InputError
+from normapps.graph.fold import fold_batchnorm_
 from normapps.norm.moments import Moments
 from normapps.norm.partition import BATCH
 from normapps.quant.input_means import input_means
@@ -192,3 +193,10 @@ def test_statistics_that_cannot_be_used(change: object, line: str) -> None:
     change(known)
     with pytest.raises(InputError, match=line):
         input_means(Net(), PICTURES, known, LAYERS)
+
+
+def test_a_model_that_does_not_run() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    statistics = fold_batchnorm_(model, torch.randn(2, 3, 4, 4)).statistics
+    with pytest.raises(InputError, match="Sequential does not run on an input of shape"):
+        input_means(model, torch.zeros(1, 5, 4, 4), statistics, ["0"])
