@@ -16,10 +16,10 @@ HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "kornia", "albumentatio
 
 def _modules_after(code: str) -> set[str]:
     """The top-level names in `sys.modules` of a new process that ran the code."""
-    code += "\nimport sys; print('\\n'.join({name.split('.')[0] for name in sys.modules}))"
+    code += "\nimport sys; print('\\0', *{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return set(done.stdout.split("\0")[-1].split())  # what a command printed comes before
 
 
 def _command(*arguments: str) -> str:

@@ -9,7 +9,6 @@ operator, so declaring the missing schemas is enough.
 from __future__ import annotations
 
 import functools
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -48,8 +47,11 @@ def operators() -> str:
     return "declared" if _declare_missing() else "compiled"
 
 
-class _Guard(importlib.abc.MetaPathFinder):
-    """Finds nothing itself; sees torchvision being imported and prepares for it."""
+class _Guard:
+    """Finds nothing itself; sees torchvision being imported and prepares for it.
+
+    No `importlib.abc.MetaPathFinder`, whose import costs a short command ten milliseconds.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

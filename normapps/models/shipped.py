@@ -9,7 +9,7 @@ import math
 import os
 import pickle
 from collections.abc import Mapping
-from importlib.resources import files
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def read_weights(path: str | os.PathLike[str], sha256: str | None = None) -> dic
 
 
 def _root() -> Path:
-    return Path(str(files("normapps.pretrained")))
+    return Path(import_module("normapps.pretrained").__path__[0])
 
 
 def _read_torch(file: Path) -> Any:

@@ -21,7 +21,7 @@ from normapps.style.stylizer import Stylizer
 pytest.importorskip("onnxruntime")
 
 _TELLS = (
-    "\nimport sys\nheavy = {'torch', 'onnx', 'rich', 'timm'} & set(sys.modules)\n"
+    "\nimport sys\nheavy = {'torch', 'onnx', 'rich', 'pydantic', 'timm'} & set(sys.modules)\n"
     "assert not heavy, heavy\n"
 )
 
