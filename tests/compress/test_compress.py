@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +33,15 @@ FEW = CompressOptions(
 NONE = replace(FEW, sparse_steps=0, finetune_steps=0)
 
 
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Time as few rounds as there may be, and draw no plots, of which others are the tests."""
+    patch.setattr("normapps.measure.latency._MOST", 5)
+    patch.setattr("normapps.measure.report.can_plot", lambda: False)
+
+
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time as few rounds as there may be, and draw no plots, of which others are the tests."""
-    monkeypatch.setattr("normapps.measure.latency._MOST", 5)
-    monkeypatch.setattr("normapps.measure.report.can_plot", lambda: False)
+    hurry(monkeypatch)
 
 
 def run(spec: Path | str, data: Path, out: Path, options: CompressOptions) -> CompressReport:
@@ -55,20 +60,21 @@ def weights(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(digits: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all stages make, but for int8."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    run(trained, digits, out, FEW)
+    """What all stages make."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out, said = tmp_path_factory.mktemp("whole") / "out", list[str]()
+    options = replace(FEW, int8=True, latency=True)
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        report = compress_model(str(trained), str(digits), out, options, said.append)
+    assert "90 pictures of 4 classes make the network, 30 judge it" in said
+    assert report.result == out / "int8"
     return out
 
 
-def test_from_a_network_to_an_int8_file(digits: Path, trained: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    out, said = tmp_path / "out", list[str]()
-    options = replace(FEW, int8=True, latency=True)
-    report = compress_model(str(trained), str(digits), out, options, said.append)
-    assert "90 pictures of 4 classes make the network, 30 judge it" in said
-    assert report.result == out / "int8"
+def test_from_a_network_to_an_int8_file(whole: Path, digits: Path) -> None:
+    out = whole
     names = ["given", "sparse", "pruned", "finetuned", "int8"]
     facts = told(out)
     assert list(facts["stages"]) == names
@@ -124,57 +130,44 @@ def test_the_accuracies_are_those_of_the_files(whole: Path, digits: Path) -> Non
         assert facts["stages"][name]["accuracy"]["mean"] == pytest.approx(right / 30)
 
 
-@pytest.mark.parametrize("stage", ["pruned", "finetuned"])
-def test_a_call_that_was_cut_off_between_stages_goes_on(
-    stage: str,
-    whole: Path,
-    digits: Path,
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = tmp_path / "out"
-
-    def cut_off(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setitem(chain._RUN, stage, cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            run(trained, digits, out, FEW)
-    assert (out / "sparse" / "report.html").is_file()
-    assert not (out / stage).exists()
-    before = (out / "sparse" / "report.html").stat().st_mtime_ns
-    run(trained, digits, out, replace(FEW, device="auto"))
-    assert (out / "sparse" / "report.html").stat().st_mtime_ns == before
-    assert weights(out) == weights(whole)
-    accuracies = [told(each)["stages"]["finetuned"]["accuracy"] for each in (out, whole)]
-    assert accuracies[0] == accuracies[1]
-
-
-def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint(
+def test_a_call_that_was_cut_off_goes_on_whether_within_a_stage_or_between_two(
     whole: Path, digits: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Four times: in either training, and before what follows them; the bytes are the same."""
     from normapps.slim.training import SupervisedTrainer
 
-    step = SupervisedTrainer.step
+    step, out = SupervisedTrainer.step, tmp_path / "out"
     taken: list[int] = []
 
     def interrupted(self: SupervisedTrainer, number: int) -> dict[str, float]:
         taken.append(number)
-        if len(taken) == 23:
-            import signal
-
+        if len(taken) in (23, 60 + 12):
             signal.raise_signal(signal.SIGINT)
         return step(self, number)
 
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(SupervisedTrainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(trained, digits, tmp_path / "out", FEW)
-    assert not (tmp_path / "out" / "pruned").exists()
-    run(trained, digits, tmp_path / "out", FEW)
-    assert taken == [*range(23), *range(23, 60), *range(40)]
-    assert weights(tmp_path / "out") == weights(whole)
+        run(trained, digits, out, FEW)
+    assert not (out / "pruned").exists()
+    for stage in ("pruned", "finetuned"):
+        with monkeypatch.context() as patch:
+            patch.setitem(chain._RUN, stage, cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                run(trained, digits, out, FEW)
+        assert not (out / stage).exists()
+    before = (out / "sparse" / "report.html").stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, digits, out, FEW)
+    assert not (out / "report.json").exists()
+    run(trained, digits, out, replace(FEW, device="auto"))
+    assert taken == [*range(60), *range(40)]
+    assert (out / "sparse" / "report.html").stat().st_mtime_ns == before
+    assert weights(out) == weights(whole)
+    accuracies = [told(each)["stages"]["finetuned"]["accuracy"] for each in (out, whole)]
+    assert accuracies[0] == accuracies[1]
 
 
 def test_what_comes_after_a_stage_that_is_done_anew_is_done_anew(
@@ -216,7 +209,7 @@ def test_another_number_of_classes_starts_the_classifier_anew(
     for name in ("digit 0", "digit 1"):
         shutil.copytree(digits / name, tmp_path / "two" / name)
     said: list[str] = []
-    options = replace(FEW, hold_out=2, sparse_steps=30, finetune_steps=10)
+    options = replace(FEW, hold_out=2, sparse_steps=20, finetune_steps=5)
     data, out = str(tmp_path / "two"), tmp_path / "out"
     compress_model(str(trained), data, out, options, said.append)
     assert any("its classifier starts anew with 2 outputs" in line for line in said)
