@@ -31,8 +31,9 @@ RESULTS = (FILE, "slimmed")
 _REMEDIES = {
     SPARSE: "more --sparse-steps, a smaller --sparse-lr, or a smaller --target-sparsity",
     PRUNED: "a greater --target-flops, or more --finetune-steps",
-    INT8: "--qat-steps 200, or --no-int8",
+    INT8: "more --qat-steps, such as 200, or --no-int8",
 }
+_WITHOUT_LABELS = "a greater --target-flops, or labelled pictures, which it could be finetuned with"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ def next_step(evidence: Evidence, verdict: Verdict, out: Path, spec: str) -> str
 
 def _remedy(evidence: Evidence, loss: Loss) -> str:
     """Say what to give; more of the sparse training first, where that was too short."""
-    zeros, usual = evidence.zeros, _REMEDIES[loss.stage]
+    zeros, usual, result = evidence.zeros, _REMEDIES[loss.stage], evidence.result.stage
+    if loss.stage == PRUNED and (result is None or result.accuracy is None):
+        return _WITHOUT_LABELS
     if loss.stage != PRUNED or zeros is None or zeros.found > zeros.wanted - _NEAR:
         return usual
     return (

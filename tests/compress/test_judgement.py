@@ -128,6 +128,9 @@ def test_without_labels_unchanged_answers_count(same: int, verdict: str, words: 
     assert words in said.reason
     if same < 900:
         assert "Pruning, with what followed to make it good, lost most: 40.0 %" in said.reason
+        following = next_step(found, said, Path("o"), "net")
+        assert "labelled pictures" in following
+        assert "--finetune-steps" not in following  # without labels there is no such stage
 
 
 def test_without_a_network_to_compare_with_nothing_is_recommended() -> None:
