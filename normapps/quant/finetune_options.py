@@ -20,7 +20,7 @@ class QatOptions(FitOptions):
 
     steps: int = option(200, "optimizer steps of the whole run", low=1)
     optimizer: str = option("adam", "sgd (momentum 0.9) or adam (AdamW)", choices=("sgd", "adam"))
-    lr: float = option(2e-4, "peak learning rate; less than a training from scratch takes", low=0)
+    lr: float = option(1e-5, "peak learning rate; more where bits are fewer than 8", low=0)
     weight_decay: float = option(0.0, "of weights, not of biases", low=0)
     warmup: int = option(10, "steps in which the rate rises", low=0)
     per_channel: bool = option(True, "a scale for each output channel, not one a layer")
