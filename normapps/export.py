@@ -154,6 +154,9 @@ def _network(opened: OpenedModel, options: ExportOptions) -> _Work:
     shape = (batch or 2, preprocessing.channels, *preprocessing.size)
     inputs = (torch.randn(shape, generator=random),)
     metadata = {key: json.dumps(value) for key, value in preprocessing.to_json().items()}
+    shapes = _outputs(opened.model, inputs)
+    if [len(shape) for shape in shapes] == [2]:
+        metadata["num_classes"] = str(shapes[0][1])
     work = _Work(opened.model, inputs, ((),) if batch else None, metadata)
     if not options.fold:
         return work
@@ -165,6 +168,8 @@ def _stylizer(network: AdainTiny, options: ExportOptions) -> _Work:
     """Two pictures of any sizes; `--size` and `--batch` fix those of the photo."""
     batch = None if options.batch == DYNAMIC else int(options.batch)
     side = options.size or _SIDE
+    if side % STRIDE or side < 2 * STRIDE:
+        raise UsageError(f"--size {side}: must be a multiple of {STRIDE}, at least {2 * STRIDE}")
     random = torch.Generator().manual_seed(options.seed)
     inputs = (
         torch.rand(batch or 2, 3, side, side + 8 * (options.size is None), generator=random),
@@ -175,9 +180,13 @@ def _stylizer(network: AdainTiny, options: ExportOptions) -> _Work:
     return _Work(PairStylizer(network).eval(), inputs, (free, (2, 3)), metadata)
 
 
+def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
+    with evaluating(model), torch.inference_mode():
+        return tuple(tuple(each.shape) for each in tensors_in(model(*inputs)))
+
+
 def _report(target: Path, opened: OpenedModel, work: _Work, found: float) -> ExportReport:
-    with evaluating(work.model), torch.inference_mode():
-        outputs = tuple(tuple(each.shape) for each in tensors_in(work.model(*work.inputs)))
+    outputs = _outputs(work.model, work.inputs)
     free = ((0,),) if work.dynamic is None else work.dynamic
     inputs = tuple(
         tuple(None if i in open_sizes else size for i, size in enumerate(each.shape))

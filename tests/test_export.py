@@ -58,6 +58,7 @@ def test_a_model_folder_becomes_onnx_with_its_preprocessing(cnn: Path, tmp_path:
     assert json.loads(said["mean"]) == [0.25]
     assert json.loads(said["size"]) == [16, 16]
     assert str(cnn) in said["model"]
+    assert said["num_classes"] == "10"
 
 
 def test_a_fixed_batch_is_fixed_and_norms_stay_where_asked(cnn: Path, tmp_path: Path) -> None:
@@ -112,6 +113,11 @@ def test_a_wrong_file_of_torch_export_is_not_kept(
 def test_what_cannot_be_is_refused_in_one_line(cnn: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in \.onnx or \.pt2"):
         export_model(cnn, tmp_path / "m.tflite")
+    for side in (8, 20):
+        with pytest.raises(
+            UsageError, match=rf"--size {side}: must be a multiple of 8, at least 16"
+        ):
+            export_model("adain-tiny", tmp_path / "s.onnx", ExportOptions(size=side))
     with pytest.raises(UsageError, match=r"--opset 18: .* is no ONNX"):
         export_model(cnn, tmp_path / "m.pt2", ExportOptions(opset=18))
     (tmp_path / "m.onnx").write_text("mine")
