@@ -212,7 +212,7 @@ def _shapes(values: Sequence[np.ndarray]) -> str:
 def quiet() -> Iterator[None]:
     """Keep the exporter's steps, warnings and log lines off the terminal."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     try:
         with silent[0], silent[1], warnings.catch_warnings():
