@@ -291,7 +291,7 @@ def _timed(name: str) -> Result:
             | {"faster": each.speedup("int8", "onnxruntime").median}
             for each in done.evidence.latencies
         }
-        return {"bytes": dict(done.evidence.bytes), "times": times}
+        return {"bytes": dict(done.evidence.sizes), "times": times}
 
 
 def _once(folder: Path, work: Callable[[], Result]) -> None:
