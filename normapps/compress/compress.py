@@ -209,6 +209,12 @@ def _check_trainable(
         if found != wanted:
             raise InputError(f"--baseline {options.baseline}: has {found} outputs, not {wanted}")
     is_kept = bool(options.finetune_steps) and not options.sparse_steps
+    known = opened.classes or split.classes
+    if split.is_labelled and is_kept and known != split.classes:
+        raise InputError(
+            f"{opened.name}: was trained on the classes {few(known)}, the pictures are of"
+            f" {few(split.classes)}; give pictures of those, or --finetune-steps 0"
+        )
     if split.is_labelled and is_kept and outputs != len(split.classes):
         raise InputError(
             f"{opened.name}: has {outputs} outputs, the pictures {len(split.classes)} classes, and"

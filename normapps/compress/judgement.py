@@ -33,6 +33,7 @@ _REMEDIES = {
     PRUNED: "a greater --target-flops, or more --finetune-steps",
     INT8: "more --qat-steps, such as 200, or --no-int8",
 }
+_MORE = "more pictures that judge would decide it: --test PICTURES"
 _WITHOUT_LABELS = "a greater --target-flops, or labelled pictures, which it could be finetuned with"
 
 
@@ -164,7 +165,8 @@ def next_step(evidence: Evidence, verdict: Verdict, out: Path, spec: str) -> str
         return _use(out, evidence.result.name)
     loss = worst(evidence)
     if loss is not None:
-        return f"To lose less, into another folder: {_remedy(evidence, loss)}"
+        more = f"; {_MORE}" if verdict.verdict == UNDECIDED else ""
+        return f"To lose less, into another folder: {_remedy(evidence, loss)}{more}"
     return _without_loss(evidence, out, spec)
 
 
@@ -191,7 +193,9 @@ def _without_loss(evidence: Evidence, out: Path, spec: str) -> str:
         )
     if evidence.is_faster is False:
         return "Smaller is not faster here: a smaller --target-flops cuts more"
-    return "More pictures that judge would decide it: --test PICTURES"
+    if not evidence.latencies and _quality(evidence).verdict == RECOMMENDED:
+        return "To know whether it is faster: the same command without --no-latency"
+    return _MORE[:1].upper() + _MORE[1:]
 
 
 def _folder(out: Path, name: str, joint: str = "/") -> str:

@@ -233,6 +233,25 @@ def test_another_number_of_classes_starts_the_classifier_anew(
     assert set(facts["latency"]["1"]["seconds"]) == {"base", "slimmed"}
 
 
+def test_a_network_of_other_classes_is_not_what_the_result_is_compared_with(
+    digits: Path, trained: Path, tmp_path: Path
+) -> None:
+    values = json.loads((trained / "model.json").read_text())
+    history = [{"trained": "elsewhere", "classes": ["cat", "cow", "dog", "emu"]}]
+    rest = {key: values[key] for key in ("builder", "arguments", "preprocessing")}
+    net = save_model(tmp_path / "net", load_model(trained), **rest, history=history)
+    with pytest.raises(InputError, match="was trained on the classes cat, cow, dog, emu, the pic"):
+        run(net, digits, tmp_path / "out", replace(FEW, sparse_steps=0))
+    run(net, digits, tmp_path / "out", replace(FEW, sparse_steps=2, finetune_steps=0))
+    facts = told(tmp_path / "out")
+    assert facts["base"] == "sparse"
+    assert "tells cat, cow, dog, emu apart and not digit 0, digit 1" in facts["reason"]
+    run(net, digits, tmp_path / "none", NONE)
+    assert (
+        "has the class 'digit 0', which is none of" in told(tmp_path / "none")["without_accuracy"]
+    )
+
+
 def test_other_options_models_and_pictures_are_refused_and_overwrite_begins_anew(
     digits: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -63,8 +63,10 @@ def test_a_result_that_only_torch_is_slower_than_is_not_recommended() -> None:
     assert verdict.verdict == "not recommended"
     assert "but not faster here" in verdict.reason
     assert "Smaller is not faster here" in next_step(found, verdict, Path("o"), "net")
-    verdict = judge(replace(found, latencies=()))
+    untimed = replace(found, latencies=())
+    verdict = judge(untimed)
     assert (verdict.verdict, "no time was measured" in verdict.reason) == ("undecided", True)
+    assert next_step(untimed, verdict, Path("o"), "net").endswith("without --no-latency")
 
 
 @pytest.mark.parametrize(
