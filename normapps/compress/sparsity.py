@@ -10,6 +10,7 @@ from typing import Any
 from ..measure.report import JSON
 from ..models.load import OpenedModel
 from ..slim.choosing import choose
+from ..slim.importance import all_equal, scales_of
 from ..slim.prune_options import PruneOptions
 from ..slim.tracing import trace
 from ..training.classes import with_classes
@@ -37,7 +38,8 @@ def penalty_of(options: CompressOptions, opened: OpenedModel, classes: int) -> d
 
     Where neither is given, pruning is planned for the network as it is: the share of the prunable
     scales that would go is what is trained for. It depends on the architecture: for 60 % of the
-    multiplications 30 % of a ResNet-20's channels go, and 43 % of an EfficientNet-Lite0's.
+    multiplications 30 % of a ResNet-20's channels go, and 43 % of an EfficientNet-Lite0's. Scales
+    that were never trained rank nothing: then channels are drawn.
 
     Args:
         options: of the compression.
@@ -53,7 +55,9 @@ def penalty_of(options: CompressOptions, opened: OpenedModel, classes: int) -> d
     if wanted is None:
         made, _ = with_classes(opened, classes, options.seed)
         graph, inputs = trace(made.model, made.preprocessing, made.name)
-        found = choose(made, graph, inputs, PruneOptions(**options.amount, seed=options.seed))
+        rank = "random" if all_equal(scales_of(made.model, graph)) else "scale"
+        amount = PruneOptions(**options.amount, importance=rank, seed=options.seed)
+        found = choose(made, graph, inputs, amount)
         wanted = round(min(_MOST, max(_LEAST, found.plan.reached["ratio"])), 4)
     return {"target_sparsity": wanted}
 

@@ -69,9 +69,14 @@ def scales_of(model: nn.Module, graph: ChannelGraph) -> dict[str, Array]:
     return {layer: _scale(model, layer) for layer in graph.scales}
 
 
+def all_equal(scales: Mapping[str, Array]) -> bool:
+    """Whether no layer's scales rank its channels, as in a network that was not trained."""
+    return all(np.ptp(values) == 0 for values in scales.values())
+
+
 def _by_scale(model: nn.Module, graph: ChannelGraph) -> Array:
     scales = scales_of(model, graph)
-    if all(np.ptp(values) == 0 for values in scales.values()):
+    if all_equal(scales):
         raise InputError(
             "the scales are all equal within each batch norm, so they rank no channel: train them"
             " sparse first (`normapps slim train`), or choose --importance l2"

@@ -42,6 +42,11 @@ def test_of_depthwise_layers_as_many_channels_go_as_multiplications(share: float
     assert found == {"target_sparsity": pytest.approx(1 - share, abs=1 / 40)}
 
 
+def test_scales_that_were_never_trained_are_no_obstacle() -> None:
+    found = penalty_of(CompressOptions(target_flops=0.6), opened(torch.ones(40)), 4)
+    assert found == {"target_sparsity": pytest.approx(0.4, abs=1 / 40)}
+
+
 def test_what_is_given_counts() -> None:
     net = opened(torch.rand(40) + 0.1)
     assert penalty_of(CompressOptions(target_sparsity=0.2), net, 4) == {"target_sparsity": 0.2}
