@@ -76,6 +76,7 @@ RECIPES = (
     Recipe("per channel", True),
     Recipe("+ bias correction ", True, ("correct",)),
     Recipe("+ re-estimation ", True, ("correct", "reestimate")),
+    Recipe("per channel, equalized", True, ("equalize", "absorb", "correct")),
     Recipe("no data, per tensor", False, ("equalize", "absorb", "analytic"), "statistics"),
     Recipe("no data, per channel", True, (), "statistics"),
     Recipe("no data, per channel, distilled", True, (), "distilled"),

@@ -56,8 +56,8 @@ class QuantizeOptions(PictureOptions):
     )
     equalize: bool | None = option(
         None,
-        "even out the ranges of channels, and absorb large biases (unless --per-channel, which"
-        " needs it little)",
+        "even out the ranges of channels, and absorb large biases (unless --per-channel: its"
+        " weights do not need it, badly scaled activations do)",
     )
     relu6: str = option(
         "scale",

@@ -294,6 +294,8 @@ def _unused(options: QuantizeOptions) -> tuple[str, ...]:
     found = [] if options.per_channel else ["--per-channel"]
     if not options.bias_correction:
         found.append("--bias-correction")
+    if not options.equalizes:
+        found.append("--equalize")
     if not options.mixed and options.backend != TORCHAO:
         found.append("--mixed")
     if not options.calibrates:
