@@ -37,9 +37,9 @@ def penalty_of(options: CompressOptions, opened: OpenedModel, classes: int) -> d
     """Return the strength of the penalty, or the sparsity it is for, as `slim train` takes them.
 
     Where neither is given, pruning is planned for the network as it is: the share of the prunable
-    scales that would go is what is trained for. It depends on the architecture: for 60 % of the
-    multiplications 30 % of a ResNet-20's channels go, and 43 % of an EfficientNet-Lite0's. Scales
-    that were never trained rank nothing: then channels are drawn.
+    scales that would go is what is trained for. It depends on the architecture: of depthwise layers
+    more channels go for the same multiplications. Scales that were never trained rank nothing:
+    then channels are drawn.
 
     Args:
         options: of the compression.
