@@ -24,6 +24,8 @@ COMMANDS = {
     "norm": "norm:app",
     "adapt": "adapt:app",
     "slim": "slim:app",
+    "gan": "gan:app",
+    "translate": "translate:app",
     "quantize": "quantize:quantize",
     "compress": "compress:compress",
     "export": "export:export",

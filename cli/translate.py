@@ -1,0 +1,13 @@
+"""`normapps translate`: turn pictures of one domain into those of another."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Turn pictures of one domain into another, or maps into pictures."
+)
+
+
+@app.callback()
+def _group() -> None: ...

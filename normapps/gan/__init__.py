@@ -1,0 +1,1 @@
+"""Generative adversarial networks: trained, sampled, judged and used for translation."""
