@@ -35,6 +35,8 @@ BUILDERS = {
     "cifar-vgg": "normapps.models.cifar:cifar_vgg",
     "cifar-resnet": "normapps.models.cifar:cifar_resnet",
     "cifar-densenet": "normapps.models.cifar:cifar_densenet",
+    "adalin-generator": "normapps.models.translator:adalin_generator",
+    "patch-discriminator": "normapps.models.translator:patch_discriminator",
     "timm": "normapps.models.builders:timm_model",
     "torchvision": "normapps.models.builders:torchvision_model",
     "factory": "normapps.models.builders:factory_model",
