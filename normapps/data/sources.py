@@ -103,10 +103,18 @@ class PictureSource:
         Raises:
             InputError: the picture is damaged; the line names it.
         """
+        return read_image(self.file(index)).pixels
+
+    def file(self, index: int) -> io.BytesIO:
+        """Return one picture's bytes, not decoded; its `name` says where they are from.
+
+        Raises:
+            InputError: they cannot be read.
+        """
         member = self._members[index]
         file = _Named(member.read())
         file.name = str(member)
-        return read_image(file).pixels
+        return file
 
     def crop(self, index: int, rng: np.random.Generator, side: int, spread: float) -> np.ndarray:
         """Cut a random square out of one picture at a random scale, mirrored half the time.
