@@ -1,0 +1,153 @@
+"""Options of `normapps translate`; loads no torch, the flags come from these classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ...errors import InputError, UsageError
+from ...options import device_option, flag, from_json, option, validate
+
+_FREE = (
+    "device",
+    "workers",
+    "max_bytes",
+    "save_every",
+    "sample_every",
+    "stop_after",
+    "extractor",
+)
+"""Options that a resumed run may change; --steps is none, the rate falls towards their end."""
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """What every training of a translator takes.
+
+    Raises:
+        InputError: a value out of range; the line names the flag.
+    """
+
+    steps: int = option(20000, "optimizer steps of the whole run", low=1)
+    batch_size: int = option(4, "pictures a step, of each domain and process", low=1)
+    size: int = option(64, "side of the pictures in training, pixels", low=16)
+    lr: float = option(2e-4, "rate of Adam; falls to 0 over the second half", low=0)
+    ema: float = option(0.999, "decay of the averaged weights that are kept", low=0, high=1)
+    precision: str = option(
+        "float32", "of the networks, by autocast", choices=("float32", "bfloat16")
+    )
+    device: str = device_option()
+    seed: int = option(0, "of weights, order and augmentation", low=0)
+    limit: int | None = option(None, "the most pictures of each domain", low=2)
+    workers: int | None = option(None, "threads that decode (default: one a core, up to 8)", low=0)
+    max_bytes: int = option(4_000_000_000, "memory that the pictures of a domain may take", low=1)
+    save_every: int = option(200, "steps between checkpoints", low=1)
+    sample_every: int = option(500, "steps between sample grids", low=1)
+    stop_after: int = option(0, "stop after this many steps of this call (0: at the end)", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.size % 4:
+            raise InputError(f"--size {self.size}: must be a multiple of 4")
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Names of the options that a resumed run must share."""
+        return tuple(each.name for each in fields(self) if each.name not in _FREE)
+
+
+Framed = TypeVar("Framed", bound=FrameOptions)
+
+
+@dataclass(frozen=True)
+class TranslateOptions(FrameOptions):
+    """`translate train`: two domains without pairs.
+
+    Raises:
+        InputError: a value out of range; the line names the flag.
+    """
+
+    source: str = option("", "folder, zip or tar of pictures as they are given")
+    target: str = option("", "folder, zip or tar of pictures as they are wanted")
+    loss: str = option(
+        "least-squares", "between generator and discriminator", choices=("least-squares", "hinge")
+    )
+    cycle_weight: float = option(10.0, "weight of the way there and back (L1)", low=0)
+    identity_weight: float = option(
+        5.0, "weight of leaving pictures of the target as they are (L1)", low=0
+    )
+    sigma: str = option(
+        "reshape",
+        "spectral norm of the discriminators: reshape (the paper), conv, or a bound of it",
+        choices=("reshape", "conv", "bound"),
+    )
+    width: int = option(32, "channels of the generator at full resolution", low=4)
+    blocks: int = option(3, "residual blocks of the generator, of each of two kinds", low=1)
+    d_width: int = option(48, "channels of the discriminator's first layer", low=4)
+    skip: bool = option(
+        True, "add to the picture; --no-skip draws it anew, for domains of other shapes"
+    )
+    crop: float = option(
+        0.85, "augmentation: smallest side of the window that is scaled up", low=0.05, high=1
+    )
+    flip: float = option(0.5, "augmentation: probability of mirroring", low=0, high=1)
+    extractor: str = option(
+        "", "network whose features tell the Fréchet distance before and after (default: none)"
+    )
+
+
+@dataclass(frozen=True)
+class TranslateRunOptions:
+    """`translate run`: what is read, what is written.
+
+    Raises:
+        InputError: a value out of range, or no output; the line names the flag.
+    """
+
+    model: str = option("", "run of translate train, or a model folder", short="-m")
+    output: str = option("", "file for one picture, folder for several", short="-o")
+    back: bool = option(False, "of a run without pairs: from the target to the source")
+    size: int | None = option(
+        None, "long side at which pictures are translated, pixels; else their own", low=16
+    )
+    device: str = device_option()
+    quality: int = option(92, "of JPEG and WebP", low=1, high=100)
+    max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
+    overwrite: bool = option(False, "replace files that exist")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.model:
+            raise InputError("-m is missing; name a run of translate train, or a model folder")
+        if not self.output:
+            raise InputError("-o is missing; name a file or a folder")
+
+
+def resumed(folder: Path, given: Framed) -> Framed:
+    """Return the options with which `--resume -o RUN` goes on: the run's own.
+
+    Where `given` differs from the defaults, an option that may change is taken over, and one that
+    may not is refused unless the run has the same. `stop_after` is of one call and not inherited.
+
+    Raises:
+        InputError: the folder holds no run of these options.
+        UsageError: naming the first flag that would make it another run.
+    """
+    if not (folder / "options.json").is_file():
+        raise InputError(f"{folder}: holds no run to resume; leave --resume out to begin one")
+    kind = type(given)
+    saved = from_json(kind, folder / "options.json")
+    changed = {
+        each.name: getattr(given, each.name)
+        for each in fields(kind)
+        if getattr(given, each.name) != each.default
+    }
+    for name in (name for name in changed if name in given.fixed):
+        if changed[name] != getattr(saved, name):
+            raise UsageError(
+                f"{flag(name)} {changed[name]}: {folder} was started with "
+                f"{getattr(saved, name)!r}; leave it out, or begin another run"
+            )
+    free = {name: value for name, value in changed.items() if name not in given.fixed}
+    return replace(saved, **{**free, "stop_after": given.stop_after})

@@ -1,0 +1,112 @@
+"""The run of a translator's training, whatever it learns from: steps, samples, models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...engine.device import resolve_device
+from ...engine.distributed import World, world
+from ...engine.loop import Loop, check_folder
+from ...errors import UsageError
+from ...files import atomic_path
+from .options import FrameOptions, TranslateOptions
+from .task import TranslationTask
+
+MakeTask = Callable[[World, torch.device], TranslationTask]
+"""Makes what is trained, in each process on its device."""
+
+
+def train_unpaired(
+    options: TranslateOptions, folder: Path, say: Callable[[str], object] = print
+) -> Path:
+    """Train translators between two domains without pairs, or continue what the folder holds.
+
+    The folder gets `options.json`, `metrics.jsonl`, `samples/`, `checkpoint/` and, at the end,
+    `generator/` (source to target) and `generator-back/`: model folders of the averaged weights.
+
+    Args:
+        options: the domains and the recipe.
+        folder: the run folder.
+        say: told what was read and left out, a line each.
+
+    Returns:
+        `folder / "generator"`; it is not there yet where the run was stopped before its end.
+
+    Raises:
+        UsageError: a domain is missing.
+        InputError: pictures or a folder that cannot be used, or a loss that is not finite.
+        KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
+    """
+    from .trainer import UnpairedTask
+    from .unpaired import read_domains
+
+    for name in ("source", "target"):
+        if not getattr(options, name):
+            raise UsageError(f"--{name} is missing; name a folder, zip or tar of pictures")
+    check_folder(folder, TranslateOptions)
+    domains = read_domains(options, say)
+    return run_training(options, folder, partial(UnpairedTask, options, domains))
+
+
+def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
+    """Take the steps of a run, draw samples on the way, publish the models at its end.
+
+    Args:
+        options: of the run.
+        folder: the run folder; made, or continued if it holds a run of the same options.
+        make: makes the task, its fresh weights from torch's random state, which is seeded.
+
+    Raises:
+        InputError: the folder holds something else, or a loss is not finite.
+        KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
+    """
+    device = resolve_device(options.device)
+    with world(device) as here:
+        device = torch.device("cuda", here.local_rank) if device.type == "cuda" else device
+        with _seeded(options.seed):
+            task = make(here, device)
+        loop = Loop(
+            folder,
+            options,
+            options.steps,
+            options.fixed,
+            seed=options.seed,
+            save_every=options.save_every,
+            stop_after=options.stop_after,
+            here=here,
+            device=device,
+        )
+        loop.run(task, partial(_after, task, options, folder, here))
+        if loop.is_finished and here.is_main:
+            task.publish(folder, loop.done)
+        here.barrier()
+    return folder / "generator"
+
+
+def write_grid(pixels: Tensor, path: Path) -> None:
+    """Write a picture (3, H, W) uint8 as PNG."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary)
+
+
+def _after(
+    task: TranslationTask, options: FrameOptions, folder: Path, here: World, done: int
+) -> None:
+    if here.is_main and (done % options.sample_every == 0 or done == options.steps):
+        write_grid(task.grid(), folder / "samples" / f"{done:06d}.png")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights from a seed; torch's random state comes back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
