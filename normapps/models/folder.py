@@ -35,6 +35,8 @@ BUILDERS = {
     "cifar-vgg": "normapps.models.cifar:cifar_vgg",
     "cifar-resnet": "normapps.models.cifar:cifar_resnet",
     "cifar-densenet": "normapps.models.cifar:cifar_densenet",
+    "sngan-generator": "normapps.models.sngan:sngan_generator",
+    "sngan-discriminator": "normapps.models.sngan:sngan_discriminator",
     "adalin-generator": "normapps.models.translator:adalin_generator",
     "patch-discriminator": "normapps.models.translator:patch_discriminator",
     "timm": "normapps.models.builders:timm_model",
