@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError, NormappsError
 from .classes import in_order
+from .picture import Picture
 from .sources import PictureSource
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         self._source = PictureSource([self.place])
         everything = range(len(self._source))
         labels, self.classes = _labels(self._source, self.place)
-        self._chosen = _spread(labels or [0] * len(everything), limit)
+        self._chosen = spread(labels or [0] * len(everything), limit)
         self.labels = tuple(labels[i] for i in self._chosen) if labels else None
 
     def __len__(self) -> int:
@@ -99,6 +100,14 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         """Return what is the same for the same picture: its resolved file, and its offset in it."""
         return self._source.where(self._chosen[index])
 
+    def picture(self, index: int) -> Picture:
+        """Decode one picture as its file has it, its alpha aside.
+
+        Raises:
+            InputError: the picture is missing or damaged; the line names it.
+        """
+        return self._source.picture(self._chosen[index])
+
     def cut(self, index: int) -> Tensor:
         """Decode, resize, crop and transform one picture: (C, H, W) uint8, to be normalized.
 
@@ -106,7 +115,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             InputError: the picture is missing or damaged; the line names it.
             NormappsError: the transform returned another shape or dtype.
         """
-        cut = self.preprocessing.cut(self._source.load(self._chosen[index]))
+        cut = self.preprocessing.cut(self.picture(index).pixels)
         return cut if self.transform is None else _transformed(cut, self.transform, index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -325,8 +334,8 @@ def _numbered(words: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     return [numbers[word] for word in words], classes
 
 
-def _spread(labels: Sequence[int], limit: int | None) -> list[int]:
-    """Positions of `limit` pictures, evenly spread over them ordered by class."""
+def spread(labels: Sequence[int], limit: int | None) -> list[int]:
+    """Return positions of `limit` pictures, evenly spread over them ordered by class, sorted."""
     count = len(labels)
     if limit is None or limit >= count:
         return list(range(count))

@@ -23,9 +23,10 @@ class Pool:
         labels: (M,) int64 class indices, or None.
         classes: names of the classes by index; empty without labels.
         failed: a line for each picture that could not be read and was left out.
+        notes: what was done to the pictures and a user should know, a phrase each.
 
     Attributes:
-        images, labels, classes, failed: as given.
+        images, labels, classes, failed, notes: as given.
 
     Raises:
         InputError: another shape or dtype, or labels of another number than images.
@@ -37,6 +38,7 @@ class Pool:
         labels: Tensor | None = None,
         classes: Sequence[str] = (),
         failed: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(
@@ -48,7 +50,7 @@ class Pool:
                 f"they must be ({len(images)},) int64, one an image"
             )
         self.images, self.labels = images, labels
-        self.classes, self.failed = tuple(classes), tuple(failed)
+        self.classes, self.failed, self.notes = tuple(classes), tuple(failed), tuple(notes)
 
     @classmethod
     def read(
@@ -72,7 +74,7 @@ class Pool:
         """
         count, chosen = len(pictures), pictures.preprocessing
         shape = (count, chosen.channels, *chosen.size)
-        _check_room(pictures.place, shape, max_bytes)
+        check_room(pictures.place, shape, max_bytes)
         images = torch.empty(shape, dtype=torch.uint8)
         kept: list[int] = []
         failed: list[str] = []
@@ -108,7 +110,17 @@ class Pool:
         return self.images[chosen], None if self.labels is None else self.labels[chosen]
 
 
-def _check_room(place: str, shape: tuple[int, ...], max_bytes: int) -> None:
+def check_room(place: str, shape: tuple[int, ...], max_bytes: int) -> None:
+    """Refuse pictures that need more memory than they may.
+
+    Args:
+        place: where they come from, for the error.
+        shape: their number, channels, height and width; a byte each.
+        max_bytes: the most.
+
+    Raises:
+        InputError: they need more; the line says how many would fit.
+    """
     count, channels, height, width = shape
     needed = count * channels * height * width
     if needed > max_bytes:

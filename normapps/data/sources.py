@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from .images import SUFFIXES, read_image
+from .images import SUFFIXES, Picture, read_image
 
 LISTS = (".txt", ".lst", ".list", ".csv", ".tsv")
 """The suffixes of text files that list pictures."""
@@ -103,7 +103,15 @@ class PictureSource:
         Raises:
             InputError: the picture is damaged; the line names it.
         """
-        return read_image(self.file(index)).pixels
+        return self.picture(index).pixels
+
+    def picture(self, index: int) -> Picture:
+        """Decode one picture with what else its file tells, such as its alpha.
+
+        Raises:
+            InputError: the picture is damaged; the line names it.
+        """
+        return read_image(self.file(index))
 
     def file(self, index: int) -> io.BytesIO:
         """Return one picture's bytes, not decoded; its `name` says where they are from.

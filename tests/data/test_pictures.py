@@ -146,7 +146,7 @@ def test_a_list_labels_all_or_none(listed: Path) -> None:
 def test_a_limit_keeps_the_shares_of_the_classes(sizes: list[int], limit: int, seed: int) -> None:
     labels = np.repeat(range(len(sizes)), sizes)
     labels = np.random.default_rng(seed).permutation(labels).tolist()
-    chosen = module._spread(labels, limit)
+    chosen = module.spread(labels, limit)
     assert chosen == sorted(set(chosen))
     assert len(chosen) == min(limit, len(labels))
     counts = Counter(labels[i] for i in chosen)

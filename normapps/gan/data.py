@@ -1,0 +1,313 @@
+"""Real pictures for a GAN: read once from whatever holds them, kept as bytes, drawn by number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.arrays import Arrays, fitted, read_arrays, square
+from ..data.datasets import find_dataset
+from ..data.picture import Picture
+from ..data.pictures import Pictures, spread
+from ..data.pool import MAX_BYTES, Pool, check_room
+from ..engine.distributed import World
+from ..engine.loop import step_seed
+from ..errors import InputError
+from ..training.sampling import Order
+from .pool_cache import load_pool, save_pool
+
+FEWEST = 2
+"""Pictures below which there is no distribution to learn."""
+
+FEW = 100
+"""Pictures below which a note says that they will be learned by heart."""
+
+SHOWN = 20
+"""Damaged pictures that are named one by one."""
+
+RESIDENT_BYTES = 2_000_000_000
+"""Pools up to this size lie on the device that trains."""
+
+PARTS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
+"""Names of the folders that hold a part of a set."""
+
+_SEED = 0x9E37  # apart from the seeds that a trainer takes for its own draws
+
+Say = Callable[[str], object]
+"""Told a line."""
+
+
+def read_pool(
+    data: str,
+    *,
+    size: int,
+    channels: int = 0,
+    conditional: bool = False,
+    split: str = "train",
+    limit: int | None = None,
+    workers: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    cache: Path | None = None,
+    datasets: Sequence[str] = (),
+    say: Say = print,
+) -> Pool:
+    """Read pictures as squares of one size.
+
+    Picture files of any mode and size become 8-bit sRGB, upright, over white where they are
+    transparent; the shorter side is resampled to `size` (Lanczos, antialiased) and the centre is
+    cut. Arrays are treated as `data.arrays.fitted` says.
+
+    Args:
+        data: a folder (if it holds folders `train` and `test`, the one of `split`), `.zip`,
+            `.tar`, text list, folder of IDX files, `.npz`, or the name of a data set.
+        size: side of the squares in pixels.
+        channels: 1 grey, 3 RGB, 0 as the data has it: grey where every picture is.
+        conditional: keep the classes, and refuse data without them.
+        split: a key of `PARTS`; data without parts is `train`.
+        limit: the most pictures, evenly spread over the classes.
+        workers: threads that decode; None one a core up to 8, 0 none.
+        max_bytes: the most memory.
+        cache: a safetensors file that keeps the decoded pictures; read instead of them as long as
+            they and these options stay the same, written otherwise. None keeps nothing.
+        datasets: folders where data sets of a name may lie, besides the usual ones.
+        say: told what was done, and each damaged picture.
+
+    Returns:
+        The pictures, (M, C, size, size); labels and classes only where `conditional`. `notes` says
+        what was done to them.
+
+    Raises:
+        InputError: nothing readable, one picture, no classes or a class without a picture where
+            `conditional`, a part that is not there, or more memory than `max_bytes`.
+    """
+    if split not in PARTS:
+        raise InputError(f"--split {split}: must be one of {', '.join(PARTS)}")
+    place = find_dataset(data, datasets)
+    arrays = read_arrays(place, split)
+    if arrays is not None:
+        pool = _of_arrays(data, arrays, size, channels, limit, max_bytes)
+    else:
+        pool = _of_files(_part(place, split), size, channels, limit, workers, max_bytes, cache)
+    _check(data, pool, conditional)
+    _tell(pool, say)
+    if conditional:
+        return pool
+    return Pool(pool.images, None, (), pool.failed, pool.notes)
+
+
+class Draws:
+    """Batches of real pictures, each a pure function of the seed, its number and the process.
+
+    The pictures come in one random order after the other, without a gap; bytes become numbers by
+    x/128 − 1 + U(0, 1/128), so that the network meets no steps (Miyato et al. 2018, the authors'
+    code).
+
+    Args:
+        pool: the pictures.
+        batch_size: pictures a batch and process.
+        seed: of order, mirroring and noise.
+        here: this process among all.
+        device: where the batches are made.
+        flip: mirror every other picture, at random.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        batch_size: int,
+        seed: int,
+        here: World | None = None,
+        device: torch.device | None = None,
+        flip: bool = False,
+    ) -> None:
+        self.pool, self.batch_size, self.seed, self.flip = pool, batch_size, seed, flip
+        self._here, self._device = here or World(), device or torch.device("cpu")
+        self._order = Order(len(pool), batch_size, step_seed(seed, 0, _SEED))
+        self._generator = torch.Generator(self._device)
+        self._images = pool.images
+        if self._device.type != "cpu" and pool.images.nbytes <= RESIDENT_BYTES:
+            self._images = pool.images.to(self._device)
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Return the batch of a number, always the same.
+
+        Args:
+            index: from 0, without gaps, so that every picture comes equally often.
+
+        Returns:
+            (n, C, H, W) float32 in [−1, 1], channels last where C > 1; and (n,) int64 labels, None
+            where the pool has none.
+        """
+        rows = self._order.rows(index, self._here)
+        images = self._images[rows.to(self._images.device)].to(self._device)
+        labels = None if self.pool.labels is None else self.pool.labels[rows].to(self._device)
+        self._generator.manual_seed(step_seed(self.seed, index, _SEED + 1 + self._here.rank))
+        turned = torch.rand(len(images), generator=self._generator, device=self._device) < 0.5
+        if self.flip:
+            images = torch.where(turned[:, None, None, None], images.flip(3), images)
+        return self._noisy(images), labels
+
+    def _noisy(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
+        found = images.to(torch.float32, memory_format=layout)
+        noise = torch.empty_like(found).uniform_(generator=self._generator)
+        return found.add_(noise).mul_(1 / 128).sub_(1)
+
+
+class _Squares(Pictures):
+    """Pictures as squares over white, and what had to be done to them."""
+
+    def __init__(self, place: Path, size: int, channels: int, limit: int | None) -> None:
+        super().__init__(place, square(size, channels), limit=limit)
+        self._seen: dict[int, tuple[tuple[int, int], bool]] = {}
+
+    def cut(self, index: int) -> Tensor:
+        """Decode one picture: (C, size, size) uint8."""
+        picture = self.picture(index)
+        cut = self.preprocessing.cut(_over_white(picture))
+        is_clear = picture.alpha is not None and bool((picture.alpha < 255).any())
+        self._seen[index] = (picture.size, is_clear)
+        return cut
+
+    def notes(self) -> list[str]:
+        """What was done to those that were cut, a phrase each."""
+        size = self.preprocessing.size[0]
+        sizes = [sides for sides, _ in self._seen.values()]
+        oblong = sum(width != height for width, height in sizes)
+        small = sum(min(sides) < size for sides in sizes)
+        clear = sum(is_clear for _, is_clear in self._seen.values())
+        several = f" from {len(set(sizes))} sizes" if len(set(sizes)) > 1 else ""
+        found = []
+        if any(sides != (size, size) for sides in sizes):
+            found.append(f"resampled to {size}×{size}{several}")
+        if oblong:
+            found.append(f"the centre is cut of {oblong} that are not square")
+        if small:
+            found.append(f"{small} smaller than {size} px are enlarged")
+        if clear:
+            found.append(f"{clear} with transparency lie over white")
+        return found
+
+
+def _over_white(picture: Picture) -> np.ndarray:
+    if picture.alpha is None:
+        return picture.pixels
+    alpha = Image.fromarray(picture.alpha)
+    white = Image.new("RGB", picture.size, (255, 255, 255))
+    return np.asarray(Image.composite(Image.fromarray(picture.pixels), white, alpha))
+
+
+def _part(place: Path, split: str) -> Path:
+    """The folder of a part where the place has parts, else the place."""
+    if not place.is_dir():
+        parts: dict[str, Path] = {}
+    else:
+        parts = {path.name.lower(): path for path in sorted(place.iterdir()) if path.is_dir()}
+    known = {key for key, names in PARTS.items() if any(name in parts for name in names)}
+    if split in known:
+        return next(parts[name] for name in PARTS[split] if name in parts)
+    if split != "train":
+        raise InputError(f"{place}: has no folder {split!r}; name the pictures of that part")
+    return place
+
+
+def _of_files(
+    place: Path,
+    size: int,
+    channels: int,
+    limit: int | None,
+    workers: int | None,
+    max_bytes: int,
+    cache: Path | None,
+) -> Pool:
+    pictures = _Squares(place, size, channels or 3, limit)
+    key = _fingerprint(pictures, size, channels) if cache else ""
+    pool = load_pool(cache, key) if cache else None
+    if pool is not None:
+        return pool
+    found = Pool.read(pictures, max_bytes=max_bytes, workers=workers)
+    images, notes = found.images, pictures.notes()
+    if not channels and _is_grey(images):
+        images = images[:, :1].contiguous()
+        notes.append("every picture is grey: 1 channel")
+    pool = Pool(images, found.labels, found.classes, found.failed, notes)
+    if cache:
+        save_pool(pool, cache, key)
+    return pool
+
+
+def _of_arrays(
+    data: str, arrays: Arrays, size: int, channels: int, limit: int | None, max_bytes: int
+) -> Pool:
+    images, labels = arrays.images, arrays.labels
+    if limit is not None and limit < len(images):
+        chosen = spread([0] * len(images) if labels is None else labels.tolist(), limit)
+        images, labels = images[chosen], None if labels is None else labels[chosen]
+    wanted = channels or images.shape[3]
+    check_room(data, (len(images), wanted, size, size), max_bytes)
+    made, note = fitted(images, size, wanted)
+    found = None if labels is None else torch.from_numpy(labels)
+    return Pool(torch.from_numpy(made), found, arrays.classes, (), [note] if note else [])
+
+
+def _is_grey(images: Tensor) -> bool:
+    return all(bool((part == part[:, :1]).all()) for part in images.split(1024))
+
+
+def _fingerprint(pictures: _Squares, size: int, channels: int) -> str:
+    """What changes when the files or the way they are read do."""
+    told = hashlib.sha256(json.dumps(["1", size, channels, pictures.classes]).encode())
+    times: dict[str, tuple[int, int]] = {}
+    for index in range(len(pictures)):
+        file, offset = pictures.where(index)
+        if file not in times:
+            found = os.stat(file) if os.path.exists(file) else None
+            times[file] = (found.st_size, found.st_mtime_ns) if found else (-1, 0)
+        label = pictures.labels[index] if pictures.labels else -1
+        told.update(json.dumps([pictures.name(index), offset, *times[file], label]).encode())
+    return told.hexdigest()
+
+
+def _check(data: str, pool: Pool, conditional: bool) -> None:
+    if len(pool) < FEWEST:
+        raise InputError(
+            f"{data}: holds {len(pool)} readable picture; a GAN needs at least {FEWEST}, and learns"
+            f" from thousands"
+        )
+    if not conditional:
+        return
+    if pool.labels is None:
+        raise InputError(
+            f"{data}: has no classes; --cond needs a folder a class, or a list with labels"
+        )
+    counts = torch.bincount(pool.labels, minlength=len(pool.classes))
+    if int(counts.min()) == 0:
+        name = pool.classes[int(counts.argmin())]
+        raise InputError(
+            f"{data}: the class {name!r} has no readable picture; give it some, or remove it"
+        )
+    if len(pool.classes) < 2:
+        raise InputError(f"{data}: has one class; --cond needs two, train without it")
+
+
+def _tell(pool: Pool, say: Say) -> None:
+    for line in pool.failed[:SHOWN]:
+        say(f"left out: {line}")
+    if len(pool.failed) > SHOWN:
+        say(f"left out: {len(pool.failed) - SHOWN} more")
+    count, channels, size = pool.images.shape[:3]
+    kind = {1: "grey", 3: "RGB"}[channels]
+    said = (f"{count} pictures of {size}×{size} {kind}", *pool.notes)
+    few = (f"fewer than {FEW} are learned by heart: --augment color,translation,cutout helps",)
+    say("; ".join(said + (few if count < FEW else ())))
