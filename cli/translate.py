@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from .translate_run import run, train
+
 app = typer.Typer(
     no_args_is_help=True, help="Turn pictures of one domain into another, or maps into pictures."
 )
@@ -11,3 +13,7 @@ app = typer.Typer(
 
 @app.callback()
 def _group() -> None: ...
+
+
+app.command()(train)
+app.command()(run)

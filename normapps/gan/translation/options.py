@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,6 @@ _FREE = (
     "save_every",
     "sample_every",
     "stop_after",
-    "extractor",
 )
 """Options that a resumed run may change; --steps is none, the rate falls towards their end."""
 
@@ -88,13 +88,7 @@ class TranslateOptions(FrameOptions):
     skip: bool = option(
         True, "add to the picture; --no-skip draws it anew, for domains of other shapes"
     )
-    crop: float = option(
-        0.85, "augmentation: smallest side of the window that is scaled up", low=0.05, high=1
-    )
     flip: float = option(0.5, "augmentation: probability of mirroring", low=0, high=1)
-    extractor: str = option(
-        "", "network whose features tell the Fréchet distance before and after (default: none)"
-    )
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,9 @@ class TranslateRunOptions:
     output: str = option("", "file for one picture, folder for several", short="-o")
     back: bool = option(False, "of a run without pairs: from the target to the source")
     size: int | None = option(
-        None, "long side at which pictures are translated, pixels; else their own", low=16
+        None,
+        "bring the long side down to so many pixels first; else pictures keep their size",
+        low=16,
     )
     device: str = device_option()
     quality: int = option(92, "of JPEG and WebP", low=1, high=100)
@@ -124,11 +120,16 @@ class TranslateRunOptions:
             raise InputError("-o is missing; name a file or a folder")
 
 
-def resumed(folder: Path, given: Framed) -> Framed:
+def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> Framed:
     """Return the options with which `--resume -o RUN` goes on: the run's own.
 
-    Where `given` differs from the defaults, an option that may change is taken over, and one that
-    may not is refused unless the run has the same. `stop_after` is of one call and not inherited.
+    Of those given, an option that may change is taken over, and one that may not is refused unless
+    the run has the same. `stop_after` is of one call and not inherited.
+
+    Args:
+        folder: the run's.
+        given: the options of this call.
+        names: which of them were given; None those that differ from their defaults.
 
     Raises:
         InputError: the folder holds no run of these options.
@@ -138,16 +139,14 @@ def resumed(folder: Path, given: Framed) -> Framed:
         raise InputError(f"{folder}: holds no run to resume; leave --resume out to begin one")
     kind = type(given)
     saved = from_json(kind, folder / "options.json")
-    changed = {
-        each.name: getattr(given, each.name)
-        for each in fields(kind)
-        if getattr(given, each.name) != each.default
-    }
-    for name in (name for name in changed if name in given.fixed):
-        if changed[name] != getattr(saved, name):
+    if names is None:
+        names = [e.name for e in fields(kind) if getattr(given, e.name) != e.default]
+    for name in (name for name in names if name in given.fixed):
+        now, before = getattr(given, name), getattr(saved, name)
+        if now != before:
             raise UsageError(
-                f"{flag(name)} {changed[name]}: {folder} was started with "
-                f"{getattr(saved, name)!r}; leave it out, or begin another run"
+                f"{flag(name)} {now}: {folder} was started with {before!r}; leave it out, or begin "
+                "another run"
             )
-    free = {name: value for name, value in changed.items() if name not in given.fixed}
+    free = {name: getattr(given, name) for name in names if name not in given.fixed}
     return replace(saved, **{**free, "stop_after": given.stop_after})

@@ -89,9 +89,13 @@ class TranslationTask:
         for name in names:
             optimizer = self.optimizers[name]
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, self._frame)
+                group["lr"] = self.rate(name, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def rate(self, name: str, step: int) -> float:
+        """Return the learning rate of a network at a step."""
+        return learning_rate(step, self._frame)
 
     def update_averages(self, step: int) -> None:
         """Move the averages towards the networks."""

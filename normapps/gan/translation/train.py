@@ -27,8 +27,8 @@ def train_unpaired(
 ) -> Path:
     """Train translators between two domains without pairs, or continue what the folder holds.
 
-    The folder gets `options.json`, `metrics.jsonl`, `samples/`, `checkpoint/` and, at the end,
-    `generator/` (source to target) and `generator-back/`: model folders of the averaged weights.
+    The folder gets `options.json`, `metrics.jsonl`, `samples/`, `checkpoint/` and, whenever it
+    stops, `generator/` (source to target) and `generator-back/`: model folders of the averages.
 
     Args:
         options: the domains and the recipe.
@@ -36,12 +36,12 @@ def train_unpaired(
         say: told what was read and left out, a line each.
 
     Returns:
-        `folder / "generator"`; it is not there yet where the run was stopped before its end.
+        `folder / "generator"`.
 
     Raises:
         UsageError: a domain is missing.
         InputError: pictures or a folder that cannot be used, or a loss that is not finite.
-        KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
+        KeyboardInterrupt: after Ctrl-C, with checkpoint and models written.
     """
     from .trainer import UnpairedTask
     from .unpaired import read_domains
@@ -55,7 +55,7 @@ def train_unpaired(
 
 
 def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
-    """Take the steps of a run, draw samples on the way, publish the models at its end.
+    """Take the steps of a run, draw samples on the way, publish the models.
 
     Args:
         options: of the run.
@@ -64,7 +64,7 @@ def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
 
     Raises:
         InputError: the folder holds something else, or a loss is not finite.
-        KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
+        KeyboardInterrupt: after Ctrl-C, with checkpoint and models written.
     """
     device = resolve_device(options.device)
     with world(device) as here:
@@ -82,11 +82,20 @@ def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
             here=here,
             device=device,
         )
-        loop.run(task, partial(_after, task, options, folder, here))
-        if loop.is_finished and here.is_main:
-            task.publish(folder, loop.done)
-        here.barrier()
+        try:
+            loop.run(task, partial(_after, task, options, folder, here))
+        except KeyboardInterrupt:
+            _publish(task, folder, loop.done, here)
+            raise
+        _publish(task, folder, loop.done, here)
     return folder / "generator"
+
+
+def _publish(task: TranslationTask, folder: Path, done: int, here: World) -> None:
+    """Also of a run that stopped on its way: its models tell of how many steps they are."""
+    if here.is_main:
+        task.publish(folder, done)
+    here.barrier()
 
 
 def write_grid(pixels: Tensor, path: Path) -> None:

@@ -143,13 +143,13 @@ class UnpairedTask(TranslationTask):
         arguments = {"width": chosen.width, "blocks": chosen.blocks, "skip": chosen.skip}
         places = (chosen.source, chosen.target)
         for name, (given, wanted) in zip(GENERATORS, (places, places[::-1]), strict=True):
-            entry = {"trained": "normapps translate train", "step": step, "size": chosen.size}
+            entry = {"trained": "normapps translate train", "step": step, "steps": chosen.steps}
             save_model(
                 folder / name,
                 self.averages[name],
                 builder="adalin-generator",
                 arguments=arguments,
-                preprocessing={"range": [-1, 1], "source": given, "target": wanted},
+                preprocessing={"size": chosen.size, "source": given, "target": wanted},
                 history=[{**entry, "ema": chosen.ema}],
                 overwrite=True,
             )

@@ -1,0 +1,125 @@
+"""`normapps translate train` and `run`: learn to translate pictures, and do it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normapps.errors import UsageError
+from normapps.gan.translation.options import TranslateOptions, TranslateRunOptions
+
+from .parameters import with_options
+
+if TYPE_CHECKING:
+    from normapps.engine.progress import BatchProgress
+    from normapps.gan.translation.job import Translated, TranslateJob
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an older run goes on.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run's saved options.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a line of JSON for every result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+
+
+@with_options(TranslateOptions)
+def train(
+    ctx: typer.Context, out: Out, *, options: TranslateOptions, resume: Resume = False
+) -> None:
+    """Learn from two folders to turn the pictures of one into those of the other, and back.
+
+    The run folder gets checkpoints, metrics.jsonl, grids in samples/ (given, translated, back) and,
+    whenever training stops, generator/ and generator-back/. Ctrl-C writes a checkpoint; `translate
+    train --resume -o RUN` alone goes on from there.
+    """
+    from normapps.gan.translation.options import resumed
+    from normapps.gan.translation.train import train_unpaired
+
+    if resume:
+        options = resumed(out, options, typed(ctx, TranslateOptions))
+    try:
+        made = train_unpaired(options, out, say=say)
+    except KeyboardInterrupt:
+        say(f"interrupted: normapps translate train --resume -o {out} goes on")
+        raise typer.Exit(130) from None
+    print(made)
+
+
+@with_options(TranslateRunOptions)
+def run(
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE", help="Pictures: files, globs, folders, - for stdin."),
+    ],
+    *,
+    options: TranslateRunOptions,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Translate pictures with what a training left.
+
+    A folder job, run again, keeps what it finished and does the rest. Exits with 1 if something
+    failed, the rest being done, and with 130 if interrupted.
+    """
+    if as_json and options.output == "-":
+        raise UsageError("--json and -o -: standard output cannot hold both; name a file")
+    from normapps.gan.translation.job import TranslateJob
+
+    done = failed = 0
+    try:
+        job = TranslateJob(options, pictures)
+        with _progress(job, quiet) as bar, closing(iter(job)) as results:
+            for result in results:
+                failed += result.status == "failed"
+                done += result.status != "failed"
+                _show(result, options, bar, as_json, quiet)
+    except KeyboardInterrupt:
+        say(f"interrupted: {done} finished and kept")
+        raise typer.Exit(130) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+def typed(ctx: typer.Context, kind: type) -> list[str]:
+    """Return the names of the options of a class that were typed."""
+    names = [each.name for each in dataclasses.fields(kind)]
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    return [name for name, found in sources.items() if found and found.name == "COMMANDLINE"]
+
+
+def say(line: str) -> None:
+    """Print a line to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _progress(job: TranslateJob, quiet: bool) -> BatchProgress | nullcontext[None]:
+    if quiet or len(job) <= 1:
+        return nullcontext()
+    from normapps.engine.progress import BatchProgress
+
+    return BatchProgress(len(job))
+
+
+def _show(
+    result: Translated,
+    options: TranslateRunOptions,
+    bar: BatchProgress | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    tell = say if bar is None else bar.print
+    if result.error:
+        tell(f"error: {result.error}")
+    elif result.notes and not quiet:
+        tell(f"note: {result.picture}: {', '.join(result.notes)}")
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result)), flush=True)
+    elif not (quiet or result.error or options.output == "-"):
+        kept = "  kept" if result.status == "kept" else ""
+        print(f"{result.output}  {result.width}×{result.height}  {result.seconds:.2f} s{kept}")
+    if bar is not None:
+        bar.advance(result.picture)
