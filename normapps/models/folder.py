@@ -39,6 +39,7 @@ BUILDERS = {
     "sngan-discriminator": "normapps.models.sngan:sngan_discriminator",
     "adalin-generator": "normapps.models.translator:adalin_generator",
     "patch-discriminator": "normapps.models.translator:patch_discriminator",
+    "spade-generator": "normapps.models.spade:spade_generator",
     "timm": "normapps.models.builders:timm_model",
     "torchvision": "normapps.models.builders:torchvision_model",
     "factory": "normapps.models.builders:factory_model",
