@@ -26,7 +26,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Pictures: a folder, a tar, a text list or a file."),
+        typer.Argument(metavar="DATA", help="Pictures: a folder, tar, ZIP, text list or file."),
     ],
     options: EvaluateOptions,
     out: Annotated[

@@ -34,7 +34,7 @@ def run(
     model: Model,
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Pictures: a folder, a tar, a text list or a file."),
+        typer.Argument(metavar="DATA", help="Pictures: a folder, tar, ZIP, text list or file."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
     options: AdaptOptions,

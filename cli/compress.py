@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from normapps.measure.interval import Estimate
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-DATA_HELP = "Pictures: a folder a class, a tar of that, or a list. Without labels nothing trains."
+DATA_HELP = (
+    "Pictures: a folder a class, a tar or ZIP of that, or a list. Without labels nothing trains."
+)
 
 
 @with_options(CompressOptions)

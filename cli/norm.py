@@ -94,7 +94,7 @@ def stats(
     model: Model,
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Pictures: a folder, a tar, a text list or a file."),
+        typer.Argument(metavar="DATA", help="Pictures: a folder, tar, ZIP, text list or file."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Population to write (.safetensors).")],
     options: StatsOptions,

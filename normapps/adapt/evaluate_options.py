@@ -48,7 +48,7 @@ class EvaluateOptions(PictureOptions):
     )
     seeds: int = option(1, "runs with another order and other noise each", low=1)
     references: str | None = option(
-        None, "pictures whose look histogram and fda take over: folder, tar, list or file"
+        None, "pictures whose look histogram and fda take over: folder, tar, ZIP, list or file"
     )
     limit: int | None = option(None, "take this many pictures, evenly spread", low=1)
     device: str = device_option()

@@ -79,7 +79,7 @@ def evaluate(
 
     Args:
         spec: the model, as `open_model` takes it.
-        data: folder, tar, text list or picture; labelled by folders or list, or not at all.
+        data: folder, tar, ZIP, text list or picture; labelled by folders or list, or not at all.
         options: methods, corruptions, batch sizes, streams, seeds.
         folder: where finished runs are kept (`cells.jsonl`), so that the same call goes on where
             it was interrupted, and a call for more computes what is new.

@@ -74,7 +74,7 @@ def adapt_model(
 
     Args:
         spec: the model, as `open_model` takes it.
-        pictures: folder, tar, text list or picture; labels are for judging only.
+        pictures: folder, tar, ZIP, text list or picture; labels are for judging only.
         out: model folder to write.
         options: method, pictures, device.
         say: told what was opened and what the pictures go through, a line each.

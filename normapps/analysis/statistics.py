@@ -74,7 +74,7 @@ def measure_statistics(
 
     Args:
         spec: the model, as `open_model` takes it.
-        pictures: folder, tar, text list or picture.
+        pictures: folder, tar, ZIP, text list or picture.
         out: safetensors file to write.
         options: mode, batch size, limit, shard, device.
         say: told what was opened and what the pictures go through, a line each.

@@ -87,7 +87,7 @@ def compress_model(
 
     Args:
         spec: the model, as `open_model` takes it.
-        data: pictures, labelled ones best: a folder a class, a tar of that, or a list.
+        data: pictures, labelled ones best: a folder a class, a tar or ZIP of that, or a list.
         out: folder to write: a folder a stage, the lists of pictures, report.html and .json.
         options: the stages, and what they are judged by.
         say: told what is done, a line each.

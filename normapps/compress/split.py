@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..data.archive import is_archive, unpack
 from ..data.classes import in_order
 from ..data.labels import class_numbers, model_classes
 from ..data.pictures import Pictures, decoded
-from ..data.sources import LISTS
 from ..errors import InputError
 from ..files import write_text
 from ..models.preprocessing import Preprocessing
@@ -84,7 +83,7 @@ def plan_split(
     Of those that are left every n-th judges, in the order of the classes, mixed within each.
 
     Args:
-        data: folder, tar or list.
+        data: folder, tar, ZIP or list.
         options: `test`, `hold_out`, `limit`, `seed` and the steps count.
         preprocessing: the network's.
         outputs: of the network.
@@ -110,7 +109,7 @@ def plan_split(
         found.classes,
         found.without_accuracy,
         tuple(line for each in both for line in each.failed),
-        tuple(each.pictures.place for each in both if each.is_tar),
+        tuple(each.pictures.place for each in both if each.is_archive),
     )
 
 
@@ -118,10 +117,10 @@ def write_split(split: Split, folder: Path) -> None:
     """Write the two lists, and last of all what tells that they are whole.
 
     Raises:
-        InputError: a tar that cannot be unpacked, or a folder that cannot be written.
+        InputError: an archive that cannot be unpacked, or a folder that cannot be written.
     """
     for number, place in enumerate(split.tars):
-        _unpack(place, folder / f"{_UNPACKED}{number or ''}")
+        unpack(Path(place), folder / f"{_UNPACKED}{number or ''}")
     for name, entries in ((TRAIN, split.train), (TEST, split.test)):
         lines = (f"{each.path}\t{each.label}".rstrip("\t") + "\n" for each in entries)
         write_text(folder / name, "".join(lines))
@@ -159,8 +158,8 @@ class _Read:
     failed: tuple[str, ...]
 
     @property
-    def is_tar(self) -> bool:
-        return _is_tar(Path(self.pictures.place))
+    def is_archive(self) -> bool:
+        return is_archive(Path(self.pictures.place))
 
 
 @dataclass(frozen=True)
@@ -194,14 +193,10 @@ def _read(
     return _Read(pictures, paths, known, tuple(failed))
 
 
-def _is_tar(place: Path) -> bool:
-    return place.is_file() and place.suffix.lower() not in LISTS and tarfile.is_tarfile(place)
-
-
 def _path(place: Path, name: str) -> str:
     if place.is_dir():
         return os.path.abspath(place / name)
-    return f"{_UNPACKED}/{name}" if _is_tar(place) else os.path.abspath(place.parent / name)
+    return f"{_UNPACKED}/{name}" if is_archive(place) else os.path.abspath(place.parent / name)
 
 
 def _named(found: _Read, outputs: int, known: Sequence[str], trains: bool) -> _Named:
@@ -240,7 +235,7 @@ def _held_out(
 def _matched(others: _Read, first: _Read, found: _Named, data: str) -> list[Entry]:
     """Give the pictures that judge the words of the others' classes, by their names."""
     paths = others.paths
-    if others.is_tar and first.is_tar:
+    if others.is_archive and first.is_archive:
         paths = tuple(path.replace(_UNPACKED, f"{_UNPACKED}1", 1) for path in paths)
     twice = set(map(os.path.realpath, paths)) & {os.path.realpath(each) for each in first.paths}
     if twice:
@@ -254,11 +249,3 @@ def _matched(others: _Read, first: _Read, found: _Named, data: str) -> list[Entr
     class_numbers(others.pictures, found.classes, data)  # raises where it has one more
     words = (others.pictures.classes[label] for label in others.labels)
     return list(map(Entry, paths, words))
-
-
-def _unpack(place: str, folder: Path) -> None:
-    try:
-        with tarfile.open(place, "r:") as tar:
-            tar.extractall(folder, filter="data")
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{place}: cannot be unpacked into {folder} ({error})") from error

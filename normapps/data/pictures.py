@@ -1,4 +1,4 @@
-"""A set of pictures as a network takes them: folder, tar, list or one file; labels; batches.
+"""A set of pictures as a network takes them: folder, archive, list or one file; labels.
 
 Decoding runs in threads ahead of the network (Pillow lets go of the interpreter), so there is no
 second process to start and nothing to copy between processes.
@@ -44,12 +44,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """The pictures of one place, through a network's preprocessing.
 
     Labels are those of a list's second column (whole numbers as they stand, other words numbered
-    by the alphabet); in a folder or tar, the names of the folders that the pictures lie in, where
-    all lie equally deep and these are several and no `SPLITS`; otherwise there are none.
+    by the alphabet); in a folder or archive, the names of the folders that the pictures lie in,
+    where all lie equally deep and these are several and no `SPLITS`; otherwise there are none.
 
     Args:
-        place: a folder of any depth, an uncompressed tar, a text list (see `PictureSource`), or
-            a picture.
+        place: a folder of any depth, an uncompressed tar, a ZIP, a text list (see
+            `PictureSource`), or a picture.
         preprocessing: what turns a picture into a network's input.
         limit: the most pictures to take: evenly spread over the set ordered by class, so that
             every class of at least len ÷ limit pictures is represented as it is in the set. The
@@ -93,7 +93,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self._chosen)
 
     def name(self, index: int) -> str:
-        """Return the picture's name, as its folder, tar or list knows it."""
+        """Return the picture's name, as its folder, archive or list knows it."""
         return self._source.name(self._chosen[index])
 
     def where(self, index: int) -> tuple[str, int]:

@@ -1,18 +1,17 @@
-"""Pictures of folders, tar files and text lists as one numbered list, for training."""
+"""Pictures of folders, tar and ZIP files and text lists as one numbered list, for training."""
 
 from __future__ import annotations
 
 import io
 import re
-import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .archive import Member, archive_members, is_picture
 from .images import SUFFIXES, Picture, read_image
 
 LISTS = (".txt", ".lst", ".list", ".csv", ".tsv")
@@ -23,29 +22,6 @@ _LINE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Where a picture's bytes lie: a whole file, or a span of a tar; and a list's word for it."""
-
-    path: Path
-    name: str
-    offset: int = 0
-    size: int = -1
-    label: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}/{self.name}" if self.size >= 0 else str(self.path)
-
-    def read(self) -> bytes:
-        """Return the bytes; InputError where the file cannot be read."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                return file.read(self.size)
-        except OSError as error:
-            raise InputError(f"{self}: cannot be read ({error.strerror})") from error
-
-
 class _Named(io.BytesIO):
     """Bytes under a name, so that errors can name them."""
 
@@ -53,14 +29,14 @@ class _Named(io.BytesIO):
 
 
 class PictureSource:
-    """Every picture below the given folders and inside the given tars, sorted, and of lists.
+    """Every picture below the given folders and inside the given archives, sorted, and of lists.
 
     A list is a text file with one of the `LISTS` suffixes: a path a line, relative to the list's
     folder, and after a space, tab or comma a label if there is one; lines that begin with `#` are
     comments, and CSV may have a header. Its pictures stay in its order.
 
     Args:
-        places: folders, uncompressed tar files, lists, or single pictures.
+        places: folders, uncompressed tar files, ZIP files, lists, or single pictures.
         hold_out: every how many-th picture of each place is kept out for evaluation (0: none).
         held: take just those that are kept out.
 
@@ -85,11 +61,11 @@ class PictureSource:
         return len(self._members)
 
     def name(self, index: int) -> str:
-        """Return the picture's name, as its folder or tar knows it."""
+        """Return the picture's name, as its folder or archive knows it."""
         return self._members[index].name
 
     def where(self, index: int) -> tuple[str, int]:
-        """Return a picture's file, links resolved, and the offset of its bytes in a tar."""
+        """Return a picture's file, links resolved, and the offset of its bytes in an archive."""
         member = self._members[index]
         return str(member.path.resolve()), member.offset
 
@@ -145,51 +121,36 @@ class PictureSource:
         return square[:, ::-1] if rng.random() < 0.5 else square
 
 
-def _members(place: Path) -> list[_Member]:
+def _members(place: Path) -> list[Member]:
     if place.is_dir():
-        paths = sorted(p for p in place.rglob("*") if _is_picture(p) and p.is_file())
-        found = [_Member(path, str(path.relative_to(place))) for path in paths]
+        paths = sorted(p for p in place.rglob("*") if is_picture(p) and p.is_file())
+        found = [Member(path, str(path.relative_to(place))) for path in paths]
     elif place.is_file():
         found = _file_members(place)
     else:
-        raise InputError(f"{place}: no such folder, tar, list or picture")
+        raise InputError(f"{place}: no such folder, archive, list or picture")
     if not found:
         raise InputError(f"{place}: holds no picture ({', '.join(sorted(SUFFIXES))})")
     return found
 
 
-def _is_picture(path: Path) -> bool:
-    """By its name; hidden files are not, such as the `._` twins that macOS leaves."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _file_members(place: Path) -> list[_Member]:
+def _file_members(place: Path) -> list[Member]:
     if place.suffix.lower() in LISTS:
         return _listed(place)
-    return [_Member(place, place.name)] if _is_picture(place) else _tar_members(place)
+    return [Member(place, place.name)] if is_picture(place) else archive_members(place)
 
 
-def _listed(place: Path) -> list[_Member]:
+def _listed(place: Path) -> list[Member]:
     try:
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{place}: cannot be read as a list of pictures ({error})") from error
-    found: list[_Member] = []
+    found: list[Member] = []
     has_header = place.suffix.lower() in (".csv", ".tsv")
     for line in filter(None, map(str.strip, lines)):
         parts = _LINE.fullmatch(line)
         if line.startswith("#") or (has_header and not found and not parts):
             continue
         name, label = (parts["path"], parts["label"] or "") if parts else (line, "")
-        found.append(_Member(place.parent / name, name, label=label.strip()))
+        found.append(Member(place.parent / name, name, label=label.strip()))
     return found
-
-
-def _tar_members(place: Path) -> list[_Member]:
-    try:
-        with tarfile.open(place, "r:") as tar:
-            infos = [m for m in tar if m.isfile() and _is_picture(Path(m.name))]
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{place}: not an uncompressed tar ({error}); unpack it first") from error
-    members = [_Member(place, m.name, m.offset_data, m.size) for m in infos]
-    return sorted(members, key=lambda member: member.name)

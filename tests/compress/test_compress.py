@@ -324,7 +324,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         run(importable("make_bare"), digits, out, FEW)
     with pytest.raises(InputError, match="is no classifier"):
         run(importable("make_regressor"), digits, out, replace(FEW, size=8))
-    with pytest.raises(InputError, match="no such folder, tar, list or picture"):
+    with pytest.raises(InputError, match="no such folder, archive, list or picture"):
         run(trained, tmp_path / "none", out, FEW)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no picture"):

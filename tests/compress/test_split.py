@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -88,10 +87,12 @@ def test_unreadable_pictures_are_named_once_and_left_out(digits: Path, tmp_path:
         plan(tmp_path / "some")
 
 
-def test_pictures_of_a_tar_are_unpacked(digits: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "digits.tar", "w") as tar:
-        tar.add(digits, "all")
-    split = plan(tmp_path / "digits.tar")
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_pictures_of_an_archive_are_unpacked(digits: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "above").mkdir()
+    shutil.copytree(digits, tmp_path / "above" / "all")
+    place = Path(shutil.make_archive(str(tmp_path / "digits"), kind, tmp_path / "above"))
+    split = plan(place)
     assert not (tmp_path / "out").exists()
     write_split(split, tmp_path / "out")
     folders = plan(digits)

@@ -324,7 +324,7 @@ def test_what_cannot_be_a_set_is_one_clear_line(tmp_path: Path, hundred: Path) -
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
     (tmp_path / "other.bin").write_bytes(b"neither tar nor picture")
     for name, message in {
-        "nowhere": "no such folder, tar, list or picture",
+        "nowhere": "no such folder, archive, list or picture",
         "empty.txt": "holds no picture",
         "binary.txt": "cannot be read as a list of pictures",
         "other.bin": "not an uncompressed tar",

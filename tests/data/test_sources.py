@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_nothing_left_is_an_error(folder: Path) -> None:
 
 
 def test_a_place_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: no such folder, tar, list or picture"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder, archive, list or picture"):
         PictureSource([str(folder), str(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no picture \(.*\.jpg"):
@@ -156,3 +157,24 @@ def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
     for name in ("one.png", "._one.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     assert len(PictureSource([str(tmp_path)])) == 1
+
+
+def test_zips_hold_pictures_as_folders_and_tars_do(folder: Path, tmp_path: Path) -> None:
+    wanted = PictureSource([str(folder)])
+    packed = tmp_path / "some.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(len(wanted)):
+            archive.writestr(wanted.name(i), wanted.file(i).getvalue())
+    found = PictureSource([str(packed)])
+    assert [found.name(i) for i in range(10)] == [wanted.name(i) for i in range(10)]
+    assert values(found) == values(wanted)
+    assert len({found.where(i) for i in range(10)}) == 10
+
+
+def test_pictures_keep_their_alpha(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 5, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    picture = PictureSource([str(tmp_path)]).picture(0)
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == pixels[..., 3].tolist()
