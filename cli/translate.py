@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from .translate_run import run, train
+from .translate_run import run
+from .translate_train import train
 
 app = typer.Typer(
     no_args_is_help=True, help="Turn pictures of one domain into another, or maps into pictures."

@@ -1,4 +1,4 @@
-"""`normapps translate train` and `run`: learn to translate pictures, and do it."""
+"""`normapps translate run`: translate pictures, or draw label maps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import dataclasses
 import json
 import sys
 from contextlib import closing, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normapps.errors import UsageError
-from normapps.gan.translation.options import TranslateOptions, TranslateRunOptions
+from normapps.gan.translation.options import TranslateRunOptions
 
 from .parameters import with_options
 
@@ -20,40 +19,17 @@ if TYPE_CHECKING:
     from normapps.engine.progress import BatchProgress
     from normapps.gan.translation.job import Translated, TranslateJob
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an older run goes on.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run's saved options.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a line of JSON for every result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
-
-
-@with_options(TranslateOptions)
-def train(
-    ctx: typer.Context, out: Out, *, options: TranslateOptions, resume: Resume = False
-) -> None:
-    """Learn from two folders to turn the pictures of one into those of the other, and back.
-
-    The run folder gets checkpoints, metrics.jsonl, grids in samples/ (given, translated, back) and,
-    whenever training stops, generator/ and generator-back/. Ctrl-C writes a checkpoint; `translate
-    train --resume -o RUN` alone goes on from there.
-    """
-    from normapps.gan.translation.options import resumed
-    from normapps.gan.translation.train import train_unpaired
-
-    if resume:
-        options = resumed(out, options, typed(ctx, TranslateOptions))
-    try:
-        made = train_unpaired(options, out, say=say)
-    except KeyboardInterrupt:
-        say(f"interrupted: normapps translate train --resume -o {out} goes on")
-        raise typer.Exit(130) from None
-    print(made)
 
 
 @with_options(TranslateRunOptions)
 def run(
     pictures: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE", help="Pictures: files, globs, folders, - for stdin."),
+        typer.Argument(
+            metavar="PICTURE", help="Pictures or label maps: files, globs, folders, - for stdin."
+        ),
     ],
     *,
     options: TranslateRunOptions,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...data.images import encode_image, read_image, writable_format, write_image, write_notes
+from ...data.images import encode_image, writable_format, write_image, write_notes
 from ...data.inputs import STDIO, Input, find_inputs, is_folder_output, plan_outputs
 from ...data.manifest import Manifest, identify, is_same
 from ...data.picture import Picture
@@ -127,9 +127,8 @@ class TranslateJob:
         path = task.source.path
         try:
             source = sys.stdin.buffer if path is None else path
-            picture = read_image(source, max_pixels=self._options.max_pixels)
             known = {} if self._manifest is None or path is None else identify(path)
-            made = self._translator(picture, self._options.size)
+            made = self._translator.file(source, self._options)
             notes = self._write(made, task.target)
             width, height = made.size
             seconds = round(time.perf_counter() - start, 4)
@@ -161,7 +160,7 @@ class TranslateJob:
 
     def _recipe(self) -> dict[str, Any]:
         """What decides how a result looks, but for the picture itself; JSON values."""
-        chosen = {name: getattr(self._options, name) for name in ("size", "quality")}
+        chosen = {name: getattr(self._options, name) for name in ("size", "quality", "seed")}
         return chosen | {"model_sha256": self._translator.fingerprint}
 
 

@@ -107,6 +107,7 @@ class TranslateRunOptions:
         "bring the long side down to so many pixels first; else pictures keep their size",
         low=16,
     )
+    seed: int = option(0, "of the latent, where a network of label maps has one", low=0)
     device: str = device_option()
     quality: int = option(92, "of JPEG and WebP", low=1, high=100)
     max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)

@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.images import read_image
 from ...data.picture import Picture, fit, fitted_size, resize
 from ...engine.device import evaluating, place, resolve_device
 from ...errors import InputError, UsageError
 from ...models.folder import MANIFEST, WEIGHTS, Manifest, load_model, read_manifest
 from ...models.translator import AdalinGenerator
+from .options import TranslateRunOptions
 from .strips import translate
 from .unpaired import to_bytes, to_floats
 
@@ -25,7 +27,7 @@ MOST = 2**26
 
 
 class Translator(Protocol):
-    """What turns pictures of one domain into pictures of another.
+    """What turns pictures of one domain, or label maps, into pictures of another.
 
     Attributes:
         fingerprint: SHA-256 of its weights.
@@ -33,20 +35,21 @@ class Translator(Protocol):
 
     fingerprint: str
 
-    def __call__(self, picture: Picture, size: int | None = None) -> Picture:
-        """Translate a picture of any size, its alpha kept.
+    def file(self, source: Path | BinaryIO, options: TranslateRunOptions) -> Picture:
+        """Read one file, of any size, and translate it.
 
         Args:
-            picture: as read.
-            size: the long side is brought down to so many pixels first.
-        """
+            source: a path, or a binary stream that is read to its end.
+            options: size and limits of the job.
 
-    def translate(self, x: Tensor) -> Tensor:
-        """Translate (1, C, H, W) floats in [−1, 1], on any device; the same size comes out."""
+        Raises:
+            InputError: it cannot be read, or is too large.
+        """
 
 
 _OPENERS = {
     "adalin-generator": "normapps.gan.translation.run:PictureTranslator",
+    "spade-generator": "normapps.gan.translation.map_translator:MapTranslator",
 }
 """Builder of a model folder → `module:callable` that opens the folder, given its manifest and a
 device, as a `Translator`."""
@@ -98,8 +101,16 @@ class PictureTranslator:
         self.trained_at = int(manifest.preprocessing.get("size", 0))
         self._device = device
 
+    def file(self, source: Path | BinaryIO, options: TranslateRunOptions) -> Picture:
+        """Read a picture and translate it; see `Translator`."""
+        return self(read_image(source, max_pixels=options.max_pixels), options.size)
+
     def __call__(self, picture: Picture, size: int | None = None) -> Picture:
-        """Translate a picture of any size, its alpha kept; see `Translator`.
+        """Translate a picture of any size, its alpha kept.
+
+        Args:
+            picture: as read.
+            size: the long side is brought down to so many pixels first.
 
         Raises:
             InputError: it has more than `MOST` pixels.
