@@ -90,7 +90,8 @@ def _note_side(
 
 
 def _standardize_(d: nn.Module) -> None:
-    layers = [layer for layer in d.modules() if isinstance(layer, nn.Conv2d)]
+    found = [layer for layer in d.modules() if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in found if layer.weight[0].numel() > 1]  # 1×1 of a grey picture
     if not layers:
         raise InputError(f"{type(d).__name__}: has no convolution to standardize")
     for layer in layers:

@@ -1,0 +1,264 @@
+"""`gan train`: from pictures to a run folder with a generator in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..data.pool import Pool
+from ..engine.device import resolve_device, resolve_dtype
+from ..engine.distributed import World, world
+from ..engine.loop import CHECKPOINT, Loop
+from ..engine.run import has_checkpoint
+from ..errors import InputError, UsageError
+from ..files import atomic_path
+from ..models.folder import save_model
+from ..norm.population import Fingerprint, Population
+from ..training.identity import pictures_told
+from .data import Draws, read_pool
+from .networks import GENERATOR as BUILDER
+from .networks import Shape, generator_arguments, make_networks
+from .options import TrainOptions
+from .run import SAMPLES
+from .sampling import GENERATOR, RUNNING, grid, has_statistics, latents, sample, standing_
+from .trainer import GanTrainer
+from .watch import Watch, WatchError, spread
+
+GOOD = "checkpoint/good.safetensors"
+"""Where the newest checkpoint from before the watch grew uneasy lies, as long as it is uneasy."""
+
+_GRID = 64
+"""Pictures of a grid in samples/, of the latents of the seeds 0 to 63."""
+_MOST_SPREAD = 2000
+"""Pictures that the data's spread is measured on."""
+
+Say = Callable[[str], object]
+
+
+def train(
+    options: TrainOptions,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    say: Say = print,
+    ready: Callable[[], object] | None = None,
+) -> Path:
+    """Train a GAN, or continue what the folder holds, exactly.
+
+    Everything random in step i comes from (seed, i, rank). Under torchrun each process draws its
+    own pictures and gradients are averaged. The folder holds options.json, metrics.jsonl,
+    samples/STEP.png, checkpoint/ and, whenever training stops, generator/: a model folder with the
+    averaged generator, standing statistics in it and those of training beside it.
+
+    Args:
+        options: what to learn from, and how.
+        folder: the run's.
+        resume: refuse a folder without a checkpoint; `run.resumed` gives the saved options.
+        say: told what was read and left out, a line each.
+        ready: called when all is read and the steps begin.
+
+    Returns:
+        The run's folder; `run.open_run` opens it.
+
+    Raises:
+        InputError: pictures or a folder that cannot be used, a run of other options in the folder,
+            or a full disk.
+        WatchError: a number that is none, or a collapse: the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
+    """
+    chosen, target = options.resolved(), Path(folder)
+    device = resolve_device(chosen.device)
+    with world(device) as here:
+        device = torch.device("cuda", here.local_rank) if device.type == "cuda" else device
+        told: Say = say if here.is_main else _silent
+        # the folder is looked at before anything is read
+        loop = Loop(
+            target, chosen, chosen.steps or 1, chosen.fixed, chosen.seed, chosen.save_every,
+            chosen.stop_after, here, device, chosen.overwrite,
+        )  # fmt: skip
+        if resume and not has_checkpoint(target / CHECKPOINT):
+            raise InputError(f"{target}: has no checkpoint to resume from; train without --resume")
+        job = Job(chosen, read(chosen, told), here, device, told)
+        if ready is not None:
+            ready()
+        with _room(target), _quick(device):
+            job.run(loop)
+    return target
+
+
+def read(options: TrainOptions, say: Say) -> Pool:
+    """Read the pictures of a run.
+
+    Raises:
+        UsageError: none are named.
+        InputError: they cannot be used.
+    """
+    if not options.data:
+        raise UsageError("--data: is missing; give a folder of pictures, or fashion-mnist")
+    pool = read_pool(
+        options.data,
+        size=options.size,
+        channels=options.channels,
+        conditional=options.cond,
+        split=options.split,
+        limit=options.limit,
+        workers=options.workers,
+        max_bytes=options.max_bytes,
+        say=say,
+    )
+    if not options.cond or pool.labels is not None:
+        return pool
+    raise InputError(f"{options.data}: has no classes to learn; leave out --cond")
+
+
+class Job:
+    """One training: its parts, and what it writes.
+
+    Args:
+        options: resolved.
+        pool: the pictures.
+        here, device: this process and where it computes.
+        say: told of what the user should know.
+    """
+
+    def __init__(
+        self, options: TrainOptions, pool: Pool, here: World, device: torch.device, say: Say
+    ) -> None:
+        self.options, self.here, self.device = options, here, device
+        self.shape = Shape(pool.images.shape[1], tuple(pool.classes) if options.cond else ())
+        self.networks = make_networks(options, self.shape, device)
+        shown = Pool(pool.images, pool.labels, pool.classes) if options.cond else Pool(pool.images)
+        self.identity: dict[str, Any] = {
+            "pictures": pictures_told([shown], [], self.shape.classes)[0],
+            "channels": self.shape.channels,
+            "classes": list(self.shape.classes),
+        }
+        feed = Draws(shown, options.batch_size, options.seed, here, device, options.flip)
+        part = pool.images[:: 1 + len(pool) // _MOST_SPREAD]
+        watch = Watch(float(spread(part)) / 128, has_zero=options.loss != "wasserstein")
+        self.trainer = GanTrainer(
+            self.networks, feed, options, watch, here, device,
+            resolve_dtype(options.precision, device), self.identity,
+        )  # fmt: skip
+        self.say = say
+
+    def run(self, loop: Loop) -> None:
+        """Take the steps that are left; publish the generator where they stop."""
+        self.folder = loop.folder
+        try:
+            loop.run(self.trainer, self._after)
+        except WatchError as error:
+            raise WatchError(f"{error}; {self._rescued()}") from error
+        if self.here.is_main:
+            self.publish(loop.done)
+        self.here.barrier()
+
+    def _after(self, done: int) -> None:
+        if not self.here.is_main:
+            return
+        self._guard()
+        every = self.options.sample_every
+        if every and (done % every == 0 or done == 1):
+            self.draw(self.folder / SAMPLES / f"{done:06d}.png")
+
+    def _guard(self) -> None:
+        """Put the checkpoint from before a bad sign aside until the sign is gone."""
+        latest, good = self.folder / CHECKPOINT, self.folder / GOOD
+        if not self.trainer.watch.is_uneasy:
+            good.unlink(missing_ok=True)
+        elif latest.exists() and not good.exists():
+            shutil.copyfile(latest, good)
+
+    def _rescued(self) -> str:
+        """Make the last good checkpoint the newest; say which there is."""
+        latest, good = self.folder / CHECKPOINT, self.folder / GOOD
+        if self.here.is_main and good.exists():
+            good.replace(latest)
+        return f"the last good checkpoint is {latest}" if latest.exists() else "no checkpoint yet"
+
+    def draw(self, path: Path) -> None:
+        """Write a grid of the averaged generator's pictures, with the batch's own statistics."""
+        average, classes = self.networks.average, len(self.shape.classes)
+        z = latents(range(_GRID), self.options.latent)
+        y = torch.arange(_GRID) % classes if classes else None
+        bn = "batch" if has_statistics(average) else "standing"
+        pictures = sample(average, z, y, bn=bn, batch_size=_GRID)
+        with atomic_path(path) as temporary:
+            grid(pictures, columns=8).save(temporary)
+
+    def publish(self, done: int) -> Path:
+        """Write the averaged generator with standing statistics as a model folder."""
+        average = self.networks.average
+        with standing_(
+            average, self.options.standing, batch_size=self.options.batch_size,
+            seed=self.options.seed,
+        ):  # fmt: skip
+            return save_model(
+                self.folder / GENERATOR,
+                average,
+                builder=BUILDER,
+                arguments=generator_arguments(self.options, self.shape),
+                preprocessing={"classes": list(self.shape.classes)},
+                history=[self._entry(done)],
+                overwrite=True,
+                complete=self._add_running,
+            )
+
+    def _entry(self, done: int) -> dict[str, Any]:
+        return {
+            "trained": "normapps gan train",
+            "normapps": __version__,
+            "torch": str(torch.__version__),
+            "step": done,
+            "processes": self.here.size,
+            "standing": self.options.standing,
+            "pictures": self.identity["pictures"],
+            "options": asdict(self.options),
+        }
+
+    def _add_running(self, folder: Path) -> None:
+        """Write the running statistics of training, for the averaged weights."""
+        (folder / RUNNING).unlink(missing_ok=True)
+        if has_statistics(self.networks.generator):
+            found = Population.of(self.networks.generator)
+            mine = Fingerprint.of(self.networks.average)
+            Population(found.layers, mine).save(folder / RUNNING)
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Tell of a full disk in one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            pass
+        elif "os error 28" not in str(error):  # how safetensors tells of it
+            raise
+        raise InputError(
+            f"{folder}: the disk is full; make room, then `gan train --resume -o {folder}` goes "
+            "on from the last checkpoint, which is whole"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quick(device: torch.device) -> Iterator[None]:
+    """Let cuDNN look for the quickest kernels, as every step has the same sizes."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        yield
+
+
+def _silent(line: str) -> None:
+    """Say nothing: another process does."""
