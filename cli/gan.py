@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from . import gan_sample, gan_train
+
 app = typer.Typer(
     no_args_is_help=True, help="Train a GAN on your pictures, draw from it, and judge it."
 )
@@ -11,3 +13,10 @@ app = typer.Typer(
 
 @app.callback()
 def _group() -> None: ...
+
+
+app.command("train")(gan_train.train)
+app.command("sample")(gan_sample.sample)
+app.command("interpolate")(gan_sample.interpolate)
+app.command("export")(gan_sample.export)
+app.command("inspect")(gan_sample.inspect)
