@@ -68,7 +68,8 @@ def _covariance(moments: Moments) -> Tensor:
             f"{int(count)} picture: a Fréchet distance needs 2 at least, and more than "
             f"{moments.mean.shape[1]}, the number of features, to mean much"
         )
-    return moments.cov[0].double() * (count / (count - 1))
+    unbiased: Tensor = moments.cov[0].double() * (count / (count - 1))
+    return unbiased
 
 
 def _trace_of_root(first: Tensor, second: Tensor) -> Tensor:
