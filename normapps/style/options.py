@@ -59,9 +59,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         validate(self)
         if not self.contents or not self.styles:
-            raise InputError(
-                "--contents and --styles: give at least one folder, tar or ZIP of each"
-            )
+            raise InputError("--contents and --styles: give at least one folder or archive of each")
         if self.crop % 8:
             raise InputError(f"--crop {self.crop}: must be a multiple of 8")
 
@@ -103,9 +101,7 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         validate(self)
         if not self.contents or not self.styles:
-            raise InputError(
-                "--contents and --styles: give at least one folder, tar or ZIP of each"
-            )
+            raise InputError("--contents and --styles: give at least one folder or archive of each")
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_unreadable_pictures_are_named_once_and_left_out(digits: Path, tmp_path:
 def test_pictures_of_an_archive_are_unpacked(digits: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "above").mkdir()
     shutil.copytree(digits, tmp_path / "above" / "all")
-    place = Path(shutil.make_archive(str(tmp_path / "digits"), kind, tmp_path / "above"))
+    place = Path(shutil.make_archive(str(tmp_path / "digits"), kind, tmp_path / "above", "all"))
     split = plan(place)
     assert not (tmp_path / "out").exists()
     write_split(split, tmp_path / "out")
