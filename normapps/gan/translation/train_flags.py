@@ -84,10 +84,9 @@ def _merged() -> list[tuple[str, Any, Any]]:
 
 
 def _note(first: Field[Any] | None, second: Field[Any] | None) -> str:
-    if first is None:
-        return " [with --maps]"
-    if second is None:
-        return " [with --source]"
+    for one, other, own in ((first, second, "--maps"), (second, first, "--source")):
+        if one is None:
+            return "" if other is not None and flag(other.name) in _KINDS else f" [with {own}]"
     return "" if first.default == second.default else f" [with --maps: {second.default}]"
 
 
