@@ -30,7 +30,8 @@ def normalize_discriminator_(
     - `ws`: the rows of every convolution standardized and scaled by gain/√fan-in (Qiao et al.
       2019, scaled as by Brock et al. 2021), so that signals keep their size through the layers,
       which no norm layer does here. Gain √2 for 3×3 kernels, 1 for others, as their initial values
-      have it. Not bounded: it wants a penalty, or a short run.
+      have it; rows of one element stay as they are. Not bounded: it wants a penalty, or a short
+      run.
     - `none`: nothing.
 
     Args:
