@@ -1,13 +1,11 @@
 """`normapps gan export`: a generator or discriminator as ONNX or a program of torch.export.
 
-Everything that is a fixed map once training is over is made one: weights that are normalized become
-plain ones, batch norms go into the convolutions beside them, and the upsampling convolutions into
-transposed ones. The file is run against the network as it was opened before it gets its name.
+What is written is the network made of plain layers (see `plain`), statistics and all. The file is
+run against that, and that against the network as it was opened, before it gets its name.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -22,19 +20,11 @@ from .. import __version__
 from ..engine.device import evaluating
 from ..errors import InputError, UsageError
 from ..files import check_writable
-from ..graph.comparison import difference_of
-from ..graph.fold import fold_batchnorm_
-from ..models.onnx import TOLERANCE, Dynamic, check_deploy, to_onnx
+from ..models.onnx import Dynamic, check_deploy, to_onnx
 from ..models.pt2 import to_pt2
-from ..models.sngan_blocks import (
-    PoolingConv2d,
-    UpsamplingConv2d,
-    pooling_kernel,
-    upsampling_kernel,
-)
-from ..norm.weight.matrix import remove_parametrization_
 from .drawing import words_of
 from .gradient_norm import GradientNormalized
+from .plain import plain
 from .run import open_run
 from .sample_options import GanExportOptions
 from .sampling import latents, open_generator
@@ -142,77 +132,6 @@ def export_discriminator(
     return _write(model, inputs, Path(out), {"range": "[-1, 1]"}, options, say)
 
 
-def fixed(model: nn.Module, inputs: tuple[Tensor, ...], fold: bool = True) -> Fixed:
-    """Return a copy of a network in which everything is a plain layer that can be.
-
-    Args:
-        model: stays as it is.
-        inputs: what `model(*inputs)` takes.
-        fold: batch norms into the layers beside them, too.
-
-    Raises:
-        InputError: the copy does not compute the same, or the network does not run.
-    """
-    plain = copy.deepcopy(model)
-    bake_(plain)
-    folded, left = 0, tuple[tuple[str, str], ...]()
-    if fold and any(name.endswith("running_mean") for name, _ in plain.named_buffers()):
-        folding = fold_batchnorm_(plain, inputs)
-        folded, left = len(folding.folded), folding.left
-    resample_(plain)
-    difference = difference_of(model, plain, inputs, TOLERANCE)
-    if not difference <= TOLERANCE:  # so written that nan is refused, too
-        raise InputError(
-            f"{type(model).__name__}: made plain for export, it differs by {difference:.1e} of the"
-            " largest value; try --no-fold"
-        )
-    return Fixed(plain, folded, left)
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A network made of plain layers, batch norms that were folded, and those that were not."""
-
-    model: nn.Module
-    folded: int
-    left: tuple[tuple[str, str], ...]
-
-
-def bake_(model: nn.Module) -> None:
-    """Make every normalized weight an ordinary parameter of the value that inference uses."""
-    model.eval()
-    for layer in list(model.modules()):
-        for name in list(getattr(layer, "parametrizations", {})):
-            remove_parametrization_(layer, name)
-
-
-def resample_(model: nn.Module) -> None:
-    """Replace convolutions that resample by torch's own layers of the 4×4 kernels they compute."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, UpsamplingConv2d):
-                setattr(parent, name, _transposed(layer))
-            elif isinstance(layer, PoolingConv2d):
-                setattr(parent, name, _strided(layer))
-
-
-def _transposed(layer: nn.Conv2d) -> nn.Module:
-    made = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1)
-    return _filled(made, upsampling_kernel(layer.weight), layer.bias)
-
-
-def _strided(layer: nn.Conv2d) -> nn.Module:
-    made = nn.Conv2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1)
-    return _filled(made, pooling_kernel(layer.weight), layer.bias)
-
-
-@torch.no_grad()
-def _filled(made: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    made.register_parameter("weight", nn.Parameter(weight.contiguous()))
-    made.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone()))
-    return made.eval()
-
-
 def _check(out: Path, options: GanExportOptions) -> None:
     """Find out before any work whether the file can be written."""
     suffix = out.suffix.lower()
@@ -233,7 +152,7 @@ def _write(
     options: GanExportOptions,
     say: Callable[[str], object],
 ) -> GanExport:
-    made = fixed(model, inputs, options.fold)
+    made = plain(model, inputs, options.fold)
     for name, why in made.left:
         say(f"{name} stays: {why}")
     dynamic: Dynamic | None = None if len(inputs) == 1 else ((0,),) * len(inputs)

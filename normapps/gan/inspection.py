@@ -23,7 +23,7 @@ from ..engine.device import evaluating
 from ..norm.weight import SpectralNorm, SpectralReport, spectral_norm_
 from ..norm.weight import inspect as inspect_spectral
 from ..norm.weight.matrix import LAYERS, parametrization
-from .export import bake_
+from .plain import bake_
 from .run import open_run
 from .sample_options import InspectOptions
 from .sampling import is_generator
