@@ -77,7 +77,8 @@ def _trace_of_root(first: Tensor, second: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(symmetrized(first))
     root = vectors * values.clamp_min(0).sqrt()
     inner = root.T @ second @ root
-    return torch.linalg.eigvalsh(symmetrized(inner)).clamp_min(0).sqrt().sum()
+    trace: Tensor = torch.linalg.eigvalsh(symmetrized(inner)).clamp_min(0).sqrt().sum()
+    return trace
 
 
 def _checked(part: Tensor) -> Tensor:
