@@ -56,6 +56,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             same call takes the same ones.
         transform: what is done to a picture when it is cut, such as a `Corruption` or an
             `Appearance`.
+        within: take just the pictures below this folder of the place, such as `train`.
 
     Attributes:
         labels: class index of every picture, or None.
@@ -73,6 +74,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         *,
         limit: int | None = None,
         transform: Transform | None = None,
+        within: str = "",
     ) -> None:
         if limit is not None and limit < 1:
             raise InputError(f"--limit {limit}: must be at least 1")
@@ -83,7 +85,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             )
         self.place = os.fspath(place)
         self.preprocessing, self.transform = preprocessing, transform
-        self._source = PictureSource([self.place])
+        self._source = PictureSource([self.place], within=within)
         everything = range(len(self._source))
         labels, self.classes = _labels(self._source, self.place)
         self._chosen = spread(labels or [0] * len(everything), limit)

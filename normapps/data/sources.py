@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
@@ -39,16 +39,19 @@ class PictureSource:
         places: folders, uncompressed tar files, ZIP files, lists, or single pictures.
         hold_out: every how many-th picture of each place is kept out for evaluation (0: none).
         held: take just those that are kept out.
+        within: take just those below this folder of each place, such as `train`.
 
     Raises:
         InputError: a place is missing, or holds no picture.
     """
 
-    def __init__(self, places: Sequence[str], hold_out: int = 0, held: bool = False) -> None:
+    def __init__(
+        self, places: Sequence[str], hold_out: int = 0, held: bool = False, within: str = ""
+    ) -> None:
         members = [
             member
             for place in places
-            for i, member in enumerate(_members(Path(place)))
+            for i, member in enumerate(_members(Path(place), within))
             if not hold_out or (i % hold_out == hold_out - 1) == held
         ]
         if not members:
@@ -121,7 +124,7 @@ class PictureSource:
         return square[:, ::-1] if rng.random() < 0.5 else square
 
 
-def _members(place: Path) -> list[Member]:
+def _members(place: Path, within: str = "") -> list[Member]:
     if place.is_dir():
         paths = sorted(p for p in place.rglob("*") if is_picture(p) and p.is_file())
         found = [Member(path, str(path.relative_to(place))) for path in paths]
@@ -129,8 +132,10 @@ def _members(place: Path) -> list[Member]:
         found = _file_members(place)
     else:
         raise InputError(f"{place}: no such folder, archive, list or picture")
+    if within:
+        found = [member for member in found if PurePath(member.name).is_relative_to(within)]
     if not found:
-        raise InputError(f"{place}: holds no picture ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{place / within}: holds no picture ({', '.join(sorted(SUFFIXES))})")
     return found
 
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..data.arrays import Arrays, fitted, read_arrays, square
+from ..data.arrays import Arrays, fitted, read_arrays
 from ..data.datasets import find_dataset
-from ..data.picture import Picture
-from ..data.pictures import Pictures, spread
+from ..data.pictures import spread
 from ..data.pool import MAX_BYTES, Pool, check_room
 from ..engine.distributed import World
 from ..engine.loop import step_seed
 from ..errors import InputError
 from ..training.sampling import Order
-from .pool_cache import load_pool, save_pool
+from .squares import PARTS, read_squares
 
 FEWEST = 2
 """Pictures below which there is no distribution to learn."""
@@ -35,12 +29,6 @@ SHOWN = 20
 
 RESIDENT_BYTES = 2_000_000_000
 """Pools up to this size lie on the device that trains."""
-
-PARTS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
-}
-"""Names of the folders that hold a part of a set."""
 
 _SEED = 0x9E37  # apart from the seeds that a trainer takes for its own draws
 
@@ -69,8 +57,8 @@ def read_pool(
     cut. Arrays are treated as `data.arrays.fitted` says.
 
     Args:
-        data: a folder (if it holds folders `train` and `test`, the one of `split`), `.zip`,
-            `.tar`, text list, folder of IDX files, `.npz`, or the name of a data set.
+        data: a folder, `.zip` or `.tar` (if its folders are `train`, `test` or the like, the one
+            of `split`), text list, folder of IDX files, `.npz`, or the name of a data set.
         size: side of the squares in pixels.
         channels: 1 grey, 3 RGB, 0 as the data has it: grey where every picture is.
         conditional: keep the classes, and refuse data without them.
@@ -98,7 +86,7 @@ def read_pool(
     if arrays is not None:
         pool = _of_arrays(data, arrays, size, channels, limit, max_bytes)
     else:
-        pool = _of_files(_part(place, split), size, channels, limit, workers, max_bytes, cache)
+        pool = read_squares(place, size, channels, split, limit, workers, max_bytes, cache)
     _check(data, pool, conditional)
     _tell(pool, say)
     if conditional:
@@ -165,88 +153,6 @@ class Draws:
         return found.add_(noise).mul_(1 / 128).sub_(1)
 
 
-class _Squares(Pictures):
-    """Pictures as squares over white, and what had to be done to them."""
-
-    def __init__(self, place: Path, size: int, channels: int, limit: int | None) -> None:
-        super().__init__(place, square(size, channels), limit=limit)
-        self._seen: dict[int, tuple[tuple[int, int], bool]] = {}
-
-    def cut(self, index: int) -> Tensor:
-        """Decode one picture: (C, size, size) uint8."""
-        picture = self.picture(index)
-        cut = self.preprocessing.cut(_over_white(picture))
-        is_clear = picture.alpha is not None and bool((picture.alpha < 255).any())
-        self._seen[index] = (picture.size, is_clear)
-        return cut
-
-    def notes(self) -> list[str]:
-        """What was done to those that were cut, a phrase each."""
-        size = self.preprocessing.size[0]
-        sizes = [sides for sides, _ in self._seen.values()]
-        oblong = sum(width != height for width, height in sizes)
-        small = sum(min(sides) < size for sides in sizes)
-        clear = sum(is_clear for _, is_clear in self._seen.values())
-        several = f" from {len(set(sizes))} sizes" if len(set(sizes)) > 1 else ""
-        found = []
-        if any(sides != (size, size) for sides in sizes):
-            found.append(f"resampled to {size}×{size}{several}")
-        if oblong:
-            found.append(f"the centre is cut of {oblong} that are not square")
-        if small:
-            found.append(f"{small} smaller than {size} px are enlarged")
-        if clear:
-            found.append(f"{clear} with transparency lie over white")
-        return found
-
-
-def _over_white(picture: Picture) -> np.ndarray:
-    if picture.alpha is None:
-        return picture.pixels
-    alpha = Image.fromarray(picture.alpha)
-    white = Image.new("RGB", picture.size, (255, 255, 255))
-    return np.asarray(Image.composite(Image.fromarray(picture.pixels), white, alpha))
-
-
-def _part(place: Path, split: str) -> Path:
-    """The folder of a part where the place has parts, else the place."""
-    if not place.is_dir():
-        parts: dict[str, Path] = {}
-    else:
-        parts = {path.name.lower(): path for path in sorted(place.iterdir()) if path.is_dir()}
-    known = {key for key, names in PARTS.items() if any(name in parts for name in names)}
-    if split in known:
-        return next(parts[name] for name in PARTS[split] if name in parts)
-    if split != "train":
-        raise InputError(f"{place}: has no folder {split!r}; name the pictures of that part")
-    return place
-
-
-def _of_files(
-    place: Path,
-    size: int,
-    channels: int,
-    limit: int | None,
-    workers: int | None,
-    max_bytes: int,
-    cache: Path | None,
-) -> Pool:
-    pictures = _Squares(place, size, channels or 3, limit)
-    key = _fingerprint(pictures, size, channels) if cache else ""
-    pool = load_pool(cache, key) if cache else None
-    if pool is not None:
-        return pool
-    found = Pool.read(pictures, max_bytes=max_bytes, workers=workers)
-    images, notes = found.images, pictures.notes()
-    if not channels and _is_grey(images):
-        images = images[:, :1].contiguous()
-        notes.append("every picture is grey: 1 channel")
-    pool = Pool(images, found.labels, found.classes, found.failed, notes)
-    if cache:
-        save_pool(pool, cache, key)
-    return pool
-
-
 def _of_arrays(
     data: str, arrays: Arrays, size: int, channels: int, limit: int | None, max_bytes: int
 ) -> Pool:
@@ -259,24 +165,6 @@ def _of_arrays(
     made, note = fitted(images, size, wanted)
     found = None if labels is None else torch.from_numpy(labels)
     return Pool(torch.from_numpy(made), found, arrays.classes, (), [note] if note else [])
-
-
-def _is_grey(images: Tensor) -> bool:
-    return all(bool((part == part[:, :1]).all()) for part in images.split(1024))
-
-
-def _fingerprint(pictures: _Squares, size: int, channels: int) -> str:
-    """What changes when the files or the way they are read do."""
-    told = hashlib.sha256(json.dumps(["1", size, channels, pictures.classes]).encode())
-    times: dict[str, tuple[int, int]] = {}
-    for index in range(len(pictures)):
-        file, offset = pictures.where(index)
-        if file not in times:
-            found = os.stat(file) if os.path.exists(file) else None
-            times[file] = (found.st_size, found.st_mtime_ns) if found else (-1, 0)
-        label = pictures.labels[index] if pictures.labels else -1
-        told.update(json.dumps([pictures.name(index), offset, *times[file], label]).encode())
-    return told.hexdigest()
 
 
 def _check(data: str, pool: Pool, conditional: bool) -> None:
