@@ -71,7 +71,9 @@ class TranslateOptions(FrameOptions):
     source: str = option("", "folder, zip or tar of pictures as they are given")
     target: str = option("", "folder, zip or tar of pictures as they are wanted")
     loss: str = option(
-        "least-squares", "between generator and discriminator", choices=("least-squares", "hinge")
+        "hinge",
+        "between generator and discriminator; least-squares wants a lower --cycle-weight",
+        choices=("hinge", "least-squares"),
     )
     cycle_weight: float = option(10.0, "weight of the way there and back (L1)", low=0)
     identity_weight: float = option(
