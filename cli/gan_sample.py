@@ -139,9 +139,8 @@ def _show_export(report: GanExport) -> None:
         print(f"input {name}: {_words(shape)}")
     print(f"output: {_words(report.output)}")
     if report.statistics:
-        print(f"norm layers: {report.folded} folded, {len(report.left)} left; {report.statistics}")
-    for name, why in report.left:
-        print(f"  {name} left: {why}")
+        kept = f"{len(report.left)} stay, their statistics in them"
+        print(f"norm layers: {report.folded} folded, {kept}; {report.statistics}")
     print(f"differs from torch by {report.difference:.1e} of the largest value")
     print(f"{report.out}: {report.size / 1e6:.2f} MB")
 
@@ -163,23 +162,28 @@ def _show_rows(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    table.add_column("layer", overflow="fold")
-    table.add_column("divided by")
-    for title in ("σ by u, v", "SVD", "conv", "bound", "size", "conv / σ"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True)
+    table.add_column("by", no_wrap=True)
+    for title in ("σ by u, v", "SVD", "conv", "at", "bound", "conv/σ"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        numbers = (row.estimate, row.reshaped, row.convolution, row.bound)
-        texts = [_number(each) for each in numbers]
-        size = str(row.size) if row.size else ""
+        norms = (row.estimate, row.reshaped, row.convolution)
         name = f"{row.layer} (stale)" if row.is_stale else row.layer
-        table.add_row(name, row.sigma, *texts, size, _number(row.effective))
+        table.add_row(
+            name,
+            row.sigma or "–",
+            *map(_number, norms),
+            f"{row.size}²" if row.size else "",
+            _number(row.bound),
+            _number(row.effective),
+        )
     console = Console()
     console.print(table)
     console.print(
-        "σ by u, v: what the weight is divided by; SVD: of the reshaped kernel; conv: norm of the"
-        " convolution on an input of that size; bound: at most that at any size; conv / σ: how much"
-        " the layer can still stretch",
+        "by: which norm the weight is divided by; σ by u, v: that norm, estimated; SVD: norm of the"
+        " reshaped kernel; conv: of the convolution on inputs of that size; bound: at any size;"
+        " conv/σ: how much the layer still stretches",
         style="dim",
         highlight=False,
     )

@@ -74,21 +74,21 @@ def inspect_run(
         progress: told of every layer, and how many there are.
 
     Returns:
-        A row a layer, `discriminator.…` before `generator.…`.
+        A row a layer of the discriminator; those of the generator behind, called `generator.…`.
 
     Raises:
         InputError: no such run, or one without a checkpoint.
     """
     options = options or InspectOptions()
     opened = open_run(run)
-    networks = {"discriminator": opened.discriminator()}
+    networks = {"": opened.discriminator()}
     if options.generator:
-        networks["generator"] = opened.generator()
+        networks["generator."] = opened.generator()
     total = sum(len(_layers(network)) for network in networks.values())
     return [
         row
-        for name, network in networks.items()
-        for row in inspect_network(network, f"{name}.", lambda layer: progress(layer, total))
+        for prefix, network in networks.items()
+        for row in inspect_network(network, prefix, lambda layer: progress(layer, total))
     ]
 
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ..engine.device import evaluating
 from ..errors import InputError, unknown
 from ..models.folder import MANIFEST, Manifest, load_model, read_manifest
 from ..models.shipped import list_shipped, resolve_model
+from ..models.sngan import SnganGenerator
 from ..norm.population import Population, apply_, measure, population_layers
 from ..norm.undo import Undo
 from .sample_options import BN_MODES
@@ -56,7 +57,7 @@ class Opened:
         manifest: of the folder.
     """
 
-    generator: nn.Module
+    generator: SnganGenerator
     folder: Path
     name: str
     classes: tuple[str, ...]
@@ -66,7 +67,7 @@ class Opened:
     @property
     def latent(self) -> int:
         """How many numbers a latent has."""
-        return int(getattr(self.generator, "latent"))  # noqa: B009  not typed
+        return self.generator.latent
 
     def use_(self, bn: str, *, standing: int | None = None, seed: int = 0) -> Undo:
         """Put the statistics of a mode into the generator's batch norms.
@@ -104,7 +105,7 @@ def open_generator(spec: str | os.PathLike[str]) -> Opened:
         raise InputError(
             f"{folder}: is no generator but a {manifest.builder}; give a run of `gan train`"
         )
-    count = int(getattr(generator, "num_classes", 0))
+    count = generator.num_classes
     named = tuple(map(str, manifest.preprocessing.get("classes", ())))
     classes = named if len(named) == count else tuple(map(str, range(count)))
     path = folder / RUNNING
@@ -129,9 +130,9 @@ def generator_folder(spec: str | os.PathLike[str]) -> Path:
     return resolve_model(spec)
 
 
-def is_generator(model: nn.Module) -> bool:
+def is_generator(model: nn.Module) -> TypeGuard[SnganGenerator]:
     """Whether a network is one that draws pictures of latents."""
-    return isinstance(getattr(model, "latent", None), int)
+    return isinstance(model, SnganGenerator)
 
 
 def latents(seeds: Sequence[int], latent: int) -> Tensor:

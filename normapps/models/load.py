@@ -29,6 +29,9 @@ LIBRARIES = ("timm", "torchvision")
 RANDOM, MADE = "random weights", "weights as its code makes them"
 """What `OpenedModel.weights` begins with where nothing was loaded; a factory is not asked."""
 
+_OF_LATENTS = ("sngan-generator",)
+"""Builders of networks whose input is no picture."""
+
 _FACTORY = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -210,6 +213,10 @@ def _check_options(
 
 def _open_folder(path: Path, checkpoint: str | os.PathLike[str] | None, seed: int) -> OpenedModel:
     manifest = read_manifest(path)
+    if manifest.builder in _OF_LATENTS:
+        raise InputError(
+            f"{path}: is a generator, which takes no pictures; see `normapps gan --help`"
+        )
     source = {"builder": manifest.builder, "arguments": dict(manifest.arguments)}
     history = tuple(manifest.history)
     if checkpoint is None:
