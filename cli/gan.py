@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import gan_classifier, gan_sample, gan_train
+from . import gan_classifier, gan_compare, gan_evaluate, gan_sample, gan_train
 
 app = typer.Typer(
     no_args_is_help=True, help="Train a GAN on your pictures, draw from it, and judge it."
@@ -21,3 +21,5 @@ app.command("interpolate")(gan_sample.interpolate)
 app.command("export")(gan_sample.export)
 app.command("inspect")(gan_sample.inspect)
 app.command("classifier")(gan_classifier.classifier)
+app.command("compare")(gan_compare.compare)
+app.command("evaluate")(gan_evaluate.evaluate)

@@ -129,7 +129,9 @@ def compare(real: Seen, fake: Seen, options: MeasureOptions) -> Scores:
             seed=options.seed,
         )
     if "manifold" in options.metrics:
-        chosen |= vars(manifold_scores(real.features, fake.features, options.neighbours))
+        each = min(len(real.features), len(fake.features))  # recall and coverage depend on both
+        pair = real.features[:each], fake.features[:each]
+        chosen |= vars(manifold_scores(*pair, options.neighbours))
     if "classifier" in options.metrics and fake.logits is not None:
         splits = min(options.splits, len(fake.logits))
         chosen["classifier"], chosen["classifier_std"] = classifier_score(
