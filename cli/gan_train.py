@@ -41,6 +41,9 @@ def train(
 
     if resume:
         options = resumed(out, options, _given(ctx))
+    if dry_run:
+        _show_plan(options, as_json)
+        return
     train_gan(options, out, resume=resume, say=_say)
     run = open_run(out)
     if as_json:
@@ -59,6 +62,13 @@ def _given(ctx: typer.Context) -> list[str]:
     names = [each.name for each in dataclasses.fields(TrainOptions)]
     sources = {name: ctx.get_parameter_source(name) for name in names}
     return [name for name, found in sources.items() if found and found.name == "COMMANDLINE"]
+
+
+def _show_plan(options: TrainOptions, as_json: bool) -> None:
+    from normapps.gan.plan import plan
+
+    found = plan(options, _say)
+    print(json.dumps(dataclasses.asdict(found), indent=2) if as_json else "\n".join(found.lines()))
 
 
 def _say(line: str) -> None:

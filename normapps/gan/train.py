@@ -24,6 +24,7 @@ from ..files import atomic_path
 from ..models.folder import save_model
 from ..norm.population import Fingerprint, Population
 from ..training.identity import pictures_told
+from .compiling import compile_
 from .data import Draws, read_pool
 from .networks import GENERATOR as BUILDER
 from .networks import Shape, generator_arguments, make_networks
@@ -151,9 +152,15 @@ class Job:
         )  # fmt: skip
         self.say = say
 
+    def compile(self) -> None:
+        """Compile the networks where that works."""
+        compile_(self.trainer, self.say)
+
     def run(self, loop: Loop) -> None:
         """Take the steps that are left; publish the generator where they stop."""
         self.folder = loop.folder
+        if self.options.compile:
+            self.compile()
         try:
             loop.run(self.trainer, self._after)
         except WatchError as error:
