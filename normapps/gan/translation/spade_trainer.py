@@ -26,7 +26,7 @@ from ...models.folder import save_model
 from ...models.spade import MapDiscriminator, SpadeGenerator, one_hot
 from ...norm.layers.spatial import SpatialNorm
 from ...norm.population import apply_, measure
-from ...norm.weight import remove_spectral_norm_
+from ...norm.weight import refresh_, remove_spectral_norm_
 from .losses import discriminator_loss, generator_loss
 from .paired import PairDraws, PairPool, to_network
 from .paired_options import HINGE, PairedOptions
@@ -59,6 +59,10 @@ class PairedTask(TranslationTask):
         super().__init__(networks, ("generator",), options, here, device)
         for name, network in networks.items():
             self.optimizers[name] = Adam(network.parameters(), lr=options.lr, betas=BETAS)
+        self._rates = {
+            "generator": options,
+            "judge": dataclasses.replace(options, lr=options.d_lr),
+        }
         self.train, held = pool.split(options.hold_out)
         self.held = held if len(held) else self.train
         self._draws = PairDraws(
@@ -67,8 +71,7 @@ class PairedTask(TranslationTask):
 
     def rate(self, name: str, step: int) -> float:
         """Return the rate of a network at a step."""
-        scale = self.options.d_lr / self.options.lr if name == "judge" and self.options.lr else 1.0
-        return learning_rate(step, self.options) * scale
+        return learning_rate(step, self._rates[name])
 
     def step(self, step: int) -> dict[str, float]:
         """Take one step of both networks.
@@ -231,7 +234,12 @@ def _networks(
         if isinstance(layer, SpatialNorm):
             layer.sync = here.size > 1 and layer.base == "batch"
     judge = MapDiscriminator(classes, 3, options.d_width, options.d_layers, options.scales)
-    return {"generator": place(generator, device), "judge": place(judge, device)}
+    networks: dict[str, nn.Module] = {"generator": generator, "judge": judge}
+    for network in networks.values():
+        place(network, device)
+        # or they would be measured again at the first change, which no checkpoint knows of
+        refresh_(network)
+    return networks
 
 
 class _FromIndices(nn.Module):
