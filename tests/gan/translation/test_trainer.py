@@ -167,7 +167,7 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--source is missing"):
+    with pytest.raises(UsageError, match="--source or --maps is missing"):
         train_unpaired(replace(TINY, target="b"), tmp_path / "run")
     with pytest.raises(UsageError, match="--target is missing"):
         train_unpaired(replace(TINY, source="a"), tmp_path / "run")
