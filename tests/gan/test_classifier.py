@@ -95,7 +95,7 @@ def test_other_pictures_or_options_are_refused(tmp_path: Path) -> None:
         ({"channels": 2}, "choose 0, 1 or 3"),
     ):
         with pytest.raises(UsageError, match=line):
-            ClassifierOptions(**given)  # type: ignore[arg-type]
+            ClassifierOptions(**given)
 
 
 def test_classes_of_the_test_set_are_matched_by_name(tmp_path: Path) -> None:
