@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tarfile
 import zipfile
@@ -40,6 +41,8 @@ class Member:
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
+                if size > 0:  # a damaged archive may promise more than there is memory for
+                    size = min(size, os.fstat(file.fileno()).st_size)
                 return file.read(size)
         except OSError as error:
             raise InputError(f"{self}: cannot be read ({error.strerror})") from error
@@ -166,7 +169,8 @@ def _zip_members(place: Path) -> list[Member]:
 
 def _is_zipped_picture(info: zipfile.ZipInfo) -> bool:
     name = PurePosixPath(_plain(info.filename))
-    return not info.is_dir() and is_picture(name) and "__MACOSX" not in name.parts
+    # `is_dir` last: it takes no empty name
+    return is_picture(name) and "__MACOSX" not in name.parts and not info.is_dir()
 
 
 def _plain(name: str) -> str:

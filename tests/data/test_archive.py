@@ -7,6 +7,7 @@ import random
 import struct
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -138,6 +139,24 @@ def test_an_encrypted_zip_names_the_remedy(tmp_path: Path) -> None:
     patched(place, place.read_bytes().index(b"PK\x01\x02") + 8, b"\x01\x00")
     with pytest.raises(InputError, match=r"some\.zip: a/x\.png is encrypted; unpack it"):
         PictureSource([str(place)])
+
+
+def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    place = make_zip(tmp_path / "some.zip", {"0.png": png(0), "1.png": png(1)})
+    patched(place, place.read_bytes().index(b"PK\x01\x02") + 46, b"\0")
+    assert [each.name for each in archive_members(place)] == ["1.png"]
+
+
+def test_a_size_beyond_the_file_is_told_without_taking_the_memory(tmp_path: Path) -> None:
+    place = make_zip(tmp_path / "some.zip", {"x.png": png(1)}, zipfile.ZIP_STORED)
+    central = place.read_bytes().index(b"PK\x01\x02")
+    patched(place, central + 20, struct.pack("<II", 2**32 - 2, 2**32 - 2))
+    (member,) = archive_members(place)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="is truncated or damaged"):
+        member.read()
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_damage_costs_the_picture_it_hits(tmp_path: Path) -> None:
