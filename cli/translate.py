@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .translate_evaluate import evaluate
 from .translate_run import run
 from .translate_train import train
 
@@ -18,3 +19,4 @@ def _group() -> None: ...
 
 app.command()(train)
 app.command()(run)
+app.command()(evaluate)

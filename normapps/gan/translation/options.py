@@ -123,6 +123,32 @@ class TranslateRunOptions:
             raise InputError("-o is missing; name a file or a folder")
 
 
+@dataclass(frozen=True)
+class TranslateEvaluateOptions:
+    """`translate evaluate`: what is compared, and by what.
+
+    Raises:
+        InputError: a value out of range, or no model; the line names the flag.
+    """
+
+    model: str = option("", "run of translate train, or a model folder", short="-m")
+    back: bool = option(False, "the way from the target to the source, which change places")
+    source: str = option("", "pictures to translate (default: those of the training)")
+    target: str = option("", "pictures as they are wanted (default: those of the training)")
+    extractor: str = option("lite0", "what sees the pictures, as gan evaluate takes it")
+    size: int | None = option(None, "side of the squares, pixels (default: the training's)", low=16)
+    limit: int | None = option(None, "the most pictures of each", low=4)
+    seed: int = option(0, "of the order", low=0)
+    device: str = device_option()
+    out: str = option("", "write the scores to this JSON file", short="-o")
+    overwrite: bool = option(False, "replace an older report")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.model:
+            raise InputError("-m is missing; name a run of translate train, or a model folder")
+
+
 def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> Framed:
     """Return the options with which `--resume -o RUN` goes on: the run's own.
 

@@ -24,6 +24,7 @@ from .unpaired import to_bytes, to_floats
 
 MOST = 2**26
 """Pixels of the largest picture that is translated; about 16 GB of memory."""
+_DOMAINS = ("source", "target")
 
 
 class Translator(Protocol):
@@ -93,13 +94,18 @@ class PictureTranslator:
         fingerprint: SHA-256 of its weights.
         generator: the network, in evaluation mode.
         trained_at: side of the pictures that it learned from, in pixels; 0 where not known.
+        places: where the pictures of its `source` and `target` lay; empty where not known.
+        history: what was told of its training last.
+        device: where it computes.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
         self.generator = place(cast(AdalinGenerator, load_model(folder)), device)
         self.fingerprint = manifest.sha256[WEIGHTS]
         self.trained_at = int(manifest.preprocessing.get("size", 0))
-        self._device = device
+        self.places = {key: str(manifest.preprocessing.get(key, "")) for key in _DOMAINS}
+        self.history = dict(manifest.history[-1]) if manifest.history else {}
+        self.device = device
 
     def file(self, source: Path | BinaryIO, options: TranslateRunOptions) -> Picture:
         """Read a picture and translate it; see `Translator`."""
@@ -126,7 +132,7 @@ class PictureTranslator:
     def translate(self, x: Tensor) -> Tensor:
         """Translate (1, C, H, W) floats in [−1, 1], on any device; the same size comes out."""
         with evaluating(self.generator):
-            return translate(self.generator, x.to(self._device))
+            return translate(self.generator, x.to(self.device))
 
     def _notes(self, picture: Picture) -> tuple[str, ...]:
         if not self.trained_at or max(picture.size) <= 4 * self.trained_at:
