@@ -118,6 +118,23 @@ def test_the_map_is_seen_where_it_changes_and_not_elsewhere() -> None:
     assert not bool(is_moved[40:, 40:].any())  # measured statistics: no position reaches all others
 
 
+def test_maps_of_one_class_give_different_pictures_by_the_modulation_alone() -> None:
+    """Normalized by their own moments, constant features are 0 whichever class made them."""
+    torch.manual_seed(0)
+    generator = spade_generator(**SMALL, base="instance")
+    flat = [one_hot(torch.full((1, 16, 16), index), 3) for index in range(2)]
+
+    def apart() -> float:
+        blocks = [generator.get_submodule("blocks.0")(torch.full((1, 16, 6, 6), 1.0 + i), each)
+                  for i, each in enumerate(flat)]  # fmt: skip
+        main = [each - (1.0 + i) for i, each in enumerate(blocks)]  # without the shortcut
+        return float((main[0] - main[1]).detach().abs().max())
+
+    assert apart() < 1e-5
+    _awake(generator)
+    assert apart() > 1e-2
+
+
 def test_the_blocks_weights_have_spectral_norm_one_and_the_baked_network_is_the_same() -> None:
     torch.manual_seed(0)
     generator = _awake(spade_generator(**SMALL)).eval()
