@@ -22,6 +22,8 @@ FREE = (
     "compile",
     "save_every",
     "sample_every",
+    "score_every",
+    "extractor",
     "standing",
     "stop_after",
     "overwrite",
@@ -67,7 +69,10 @@ class TrainOptions:
     width: int | None = option(None, "channels of the generator (default: config's)", low=1)
     d_width: int | None = option(None, "channels of the discriminator (default: config's)", low=1)
     latent: int = option(128, "numbers that a picture is drawn from", low=1)
-    augment: str = option("", "DiffAugment, such as color,translation,cutout; for few pictures")
+    augment: str = option(
+        "", "DiffAugment, for few pictures: any of color,translation,cutout",
+        pattern=r"((color|translation|cutout)(,(?=.)|$))*",
+    )  # fmt: skip
     flip: bool = option(False, "mirror every other real picture")
     ema: float = option(0.999, "decay of the averaged generator, which is what is kept", low=0,
                         high=1)  # fmt: skip
@@ -80,6 +85,8 @@ class TrainOptions:
     seed: int = option(0, "of weights, latents, order and augmentation", low=0)
     save_every: int = option(500, "steps between checkpoints", low=1)
     sample_every: int = option(500, "steps between grids in samples/ (0: none)", low=0)
+    score_every: int = option(0, "steps between scores in metrics.jsonl (0: none)", low=0)
+    extractor: str = option("lite0", "what --score-every sees by, as `gan evaluate` takes it")
     standing: int = option(10_000, "pictures behind the kept generator's statistics", low=2)
     workers: int | None = option(None, "threads that decode (default: one a core, up to 8)", low=0)
     max_bytes: int = option(4_000_000_000, "memory that the pictures may take", low=1)

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ _GRID = 64
 """Pictures of a grid in samples/, of the latents of the seeds 0 to 63."""
 _MOST_SPREAD = 2000
 """Pictures that the data's spread is measured on."""
+
+_SCORED = 2000
+"""Latents behind the standing statistics that a score in training is measured with."""
 
 Say = Callable[[str], object]
 
@@ -148,9 +152,20 @@ class Job:
         watch = Watch(float(spread(part)) / 128, has_zero=options.loss != "wasserstein")
         self.trainer = GanTrainer(
             self.networks, feed, options, watch, here, device,
-            resolve_dtype(options.precision, device), self.identity,
+            resolve_dtype(options.precision, device), self.identity, self._score(shown),
         )  # fmt: skip
         self.say = say
+
+    def _score(self, pool: Pool) -> Callable[[], dict[str, float]] | None:
+        """What scores the averaged generator; the pictures are seen once."""
+        if not self.options.score_every:
+            return None
+        from .evaluation.extractors import open_extractor
+        from .evaluation.scorer import Scorer
+
+        extractor = open_extractor(self.options.extractor, str(self.device))
+        scorer = Scorer(extractor, pool)
+        return partial(scorer, self.networks.average, standing=_SCORED)
 
     def compile(self) -> None:
         """Compile the networks where that works."""

@@ -59,6 +59,7 @@ class GanTrainer:
         device: the networks'.
         dtype: of their forward passes, by autocast.
         identity: JSON values that a resumed run must share, such as the pictures' digest.
+        score: returns values by name, asked for every `score_every` steps in every process.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class GanTrainer:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         identity: dict[str, Any] | None = None,
+        score: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.networks, self.feed, self.options, self.watch = networks, feed, options, watch
         self.here, self.device, self.dtype = here, device, dtype
-        self.identity = identity or {}
+        self.identity, self._score = identity or {}, score
         self.generate: Callable[..., Tensor] = networks.generator
         self.judge: Callable[..., Tensor] = networks.discriminator
         self.loss = Adversarial(options.loss)
@@ -99,7 +101,15 @@ class GanTrainer:
         values = dict(zip((*_D_TOLD, *_G_TOLD), told.tolist(), strict=True))
         self.watch.look(step, values)  # before weights that are not numbers can be saved
         count = n_dis * self.options.batch_size * self.here.size
-        return values | {"images_per_s": count / (time.perf_counter() - start)}
+        values["images_per_s"] = count / (time.perf_counter() - start)
+        return values | self._scored(step)
+
+    def _scored(self, step: int) -> dict[str, float]:
+        every = self.options.score_every
+        if self._score is None or not every or (step + 1) % every:
+            return {}
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            return self._score()
 
     def compile(self) -> None:
         """Have torch compile both networks; a gradient-normalized discriminator stays as it is."""
