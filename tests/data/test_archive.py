@@ -184,8 +184,12 @@ def test_a_wrong_size_is_told_without_unpacking_it_all(tmp_path: Path) -> None:
     """A bomb: a hundred megabytes of zeros that claim to be ten."""
     place = make_zip(tmp_path / "some.zip", {"x.png": bytes(100_000_000)})
     patched(place, place.read_bytes().index(b"PK\x01\x02") + 24, struct.pack("<I", 10))
+    (member,) = archive_members(place)
+    tracemalloc.start()
     with pytest.raises(InputError, match=r"some\.zip/x\.png: is truncated or damaged \(checksum\)"):
-        archive_members(place)[0].read()
+        member.read()
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

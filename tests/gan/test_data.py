@@ -340,8 +340,10 @@ def test_every_picture_comes_equally_often_over_all_processes() -> None:
         assert sorted(rows[7 * turn : 7 * turn + 7]) == list(range(7))
 
 
-def test_processes_draw_different_noise() -> None:
+def test_processes_and_batches_draw_different_noise() -> None:
     pool = Pool(torch.zeros(8, 1, 4, 4, dtype=torch.uint8))
+    first, second = (Draws(pool, 4, 0).batch(i)[0] for i in range(2))
+    assert not torch.equal(first, second)
     one, two = (Draws(pool, 4, 0, World(rank, 2, rank)).batch(0)[0] for rank in range(2))
     assert not torch.equal(one, two)
 

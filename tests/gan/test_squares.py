@@ -67,3 +67,13 @@ def test_other_pictures_are_decoded_anew(folder: Path, tmp_path: Path, change: s
     found = read(folder, cache, size, channels)
     assert torch.equal(found, read(folder, None, size, channels))
     assert cache.read_bytes() != before
+
+
+def test_other_labels_of_the_same_pictures_count(folder: Path, tmp_path: Path) -> None:
+    names = [str(path) for path in sorted(folder.rglob("*.png"))]
+    found = []
+    for labels in ("aabab", "aabba"):
+        lines = [f"{name} {label}\n" for name, label in zip(names, labels, strict=True)]
+        (tmp_path / "list.txt").write_text("".join(lines))
+        found.append(read(tmp_path / "list.txt", tmp_path / "pictures.safetensors"))
+    assert not torch.equal(*found)
