@@ -149,17 +149,12 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 def _sizes(network: nn.Module) -> dict[str, int]:
     """The side of what each layer gets, by its name: the layers that are run on pictures."""
+    network = copy.deepcopy(network)  # being read mends vectors that a state dict brought
     sizes: dict[str, int] = {}
-    hooks = [
+    for name, layer in _layers(network).items():
         layer.register_forward_pre_hook(partial(_note, sizes, name))
-        for name, layer in _layers(network).items()
-    ]
-    try:
-        with evaluating(network):
-            network(*_inputs(network))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(network):
+        network(*_inputs(network))
     return sizes
 
 
