@@ -15,6 +15,7 @@ from ...engine.distributed import World, world
 from ...engine.loop import Loop, check_folder
 from ...errors import UsageError
 from ...files import atomic_path
+from ..room import room
 from .options import FrameOptions, TranslateOptions
 from .task import TranslationTask
 
@@ -63,7 +64,7 @@ def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
         make: makes the task, its fresh weights from torch's random state, which is seeded.
 
     Raises:
-        InputError: the folder holds something else, or a loss is not finite.
+        InputError: the folder holds something else, a loss is not finite, or the disk is full.
         KeyboardInterrupt: after Ctrl-C, with checkpoint and models written.
     """
     device = resolve_device(options.device)
@@ -82,12 +83,13 @@ def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
             here=here,
             device=device,
         )
-        try:
-            loop.run(task, partial(_after, task, options, folder, here))
-        except KeyboardInterrupt:
+        with room(folder, "translate train"):
+            try:
+                loop.run(task, partial(_after, task, options, folder, here))
+            except KeyboardInterrupt:
+                _publish(task, folder, loop.done, here)
+                raise
             _publish(task, folder, loop.done, here)
-            raise
-        _publish(task, folder, loop.done, here)
     return folder / "generator"
 
 

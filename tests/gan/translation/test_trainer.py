@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from normapps.data.pool import Pool
 from normapps.engine.distributed import World
+from normapps.engine.run import Metrics
 from normapps.errors import InputError, UsageError
 from normapps.gan.translation.options import TranslateOptions
 from normapps.gan.translation.train import run_training, train_unpaired
@@ -159,6 +161,22 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_full_disk_is_told_in_a_line(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(replace(TINY, stop_after=2), tmp_path / "run")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Metrics, "add", full)
+    with pytest.raises(InputError, match=r"the disk is full; .* translate train --resume -o"):
+        go(TINY, tmp_path / "run")
+    monkeypatch.undo()
+    go(TINY, tmp_path / "run")
+    assert same(tmp_path / "run", whole)
+
+
 def test_bfloat16_trains(tmp_path: Path) -> None:
     go(replace(TINY, precision="bfloat16", steps=2), tmp_path / "run")
     kept = checkpoint(tmp_path / "run")
@@ -167,7 +185,7 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--source or --maps is missing"):
+    with pytest.raises(UsageError, match="--source is missing"):
         train_unpaired(replace(TINY, target="b"), tmp_path / "run")
     with pytest.raises(UsageError, match="--target is missing"):
         train_unpaired(replace(TINY, source="a"), tmp_path / "run")
