@@ -119,7 +119,7 @@ def _publish(
             " one half of the held-out target against the other. The Fréchet distance of so few"
             " pictures is far too large, before as after; the kernel distance is not.",
             table(["way, distance", "before", "after", "floor"], rows),
-            "\n".join(f"- {each.provenance.line()}" for each in found),
+            "\n".join(f"- {each.line()}" for each in found),
             conditions(("normapps", "torch", "timm"), options.device),
         ]
     )

@@ -36,6 +36,6 @@ def evaluate(
     for name in (key for key in numbers["before"] if not key.endswith("_std")):
         cells = [shown(name, numbers[side][name]) for side in ("before", "after", "floor")]
         print(f"{name:10}" + "".join(f"{cell:>12}" for cell in cells))
-    print(found.provenance.line())
+    print(found.line())
     for note in found.notes:
         print("note:", note, file=sys.stderr)

@@ -90,3 +90,18 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         go("run", "a.png", "-o", tmp_path / "out")
     with pytest.raises(UsageError, match="standard output cannot hold both"):
         go("run", "a.png", "-m", "m", "-o", "-", "--json")
+
+
+def test_evaluate_prints_distances_and_what_they_are_of(
+    domains: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    go("train", "--source", domains[0], "--target", domains[1], "-o", run, *TINY, "--stop-after", 1)
+    judge = ("--extractor", "normapps.models.small:small_cnn", "--device", "cpu")
+    code, said, told = go("evaluate", "-m", run, *judge)
+    assert code == 0
+    lines = said.splitlines()
+    assert lines[0].split() == ["distance", "before", "after", "floor"]
+    assert [line.split()[0] for line in lines[1:3]] == ["fd", "kd"]
+    assert "step 1 of 4" in lines[3]
+    assert "12 pictures for 128 features" in told

@@ -20,7 +20,7 @@ from ..evaluation.extractors import open_extractor
 from ..evaluation.options import MeasureOptions
 from ..evaluation.provenance import Provenance
 from ..evaluation.scorer import Scorer, of_pool, shuffled
-from ..evaluation.scores import Scores, too_few
+from ..evaluation.scores import Scores, shown, too_few
 from .options import TranslateEvaluateOptions
 from .run import PictureTranslator, open_translator
 from .strips import translate
@@ -48,6 +48,12 @@ class Comparison:
     is_fid: bool
     provenance: Provenance
     notes: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return what the scores are scores of, the floor too, in one line."""
+        floor = self.floor.named(self.is_fid)
+        words = (f"{key} {shown(key, floor[key])}" for key in floor if not key.endswith("_std"))
+        return self.provenance.line(", ".join(words))
 
     def numbers(self) -> dict[str, Any]:
         """Return all of it as JSON values."""

@@ -67,7 +67,8 @@ def test_a_translator_that_does_its_work_comes_nearer(place: Path) -> None:
     assert floor is not None
     assert after < 0.1 * before
     assert floor < 0.1 * before
-    line = found.provenance.line()
+    line = found.line()
+    assert f"floor fd {floor:.4g}, kd " in line
     assert "40 real" in line
     assert "40 drawn" in line
     assert "EMA 0.9" in line
