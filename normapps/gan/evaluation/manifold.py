@@ -2,7 +2,8 @@
 
 Each set is seen as the union of balls around its pictures, reaching to the k-th nearest neighbour
 in the same set. Precision and recall: Kynkäänniemi et al. 2019, eq. 2 and 3; density and coverage:
-Naeem et al. 2020, eq. 4 and 5, which an outlier moves less.
+Naeem et al. 2020, eq. 4 and 5, which an outlier moves less. A picture on the surface of a ball is
+inside for the former and not for the latter, as in the code of the two.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ def manifold_scores(real: Tensor, fake: Tensor, k: int = 5) -> ManifoldScores:
     _check(real, fake, k)
     real, fake = real.double(), fake.double()
     of_real, of_fake = _radii(real, k), _radii(fake, k)
-    inside, balls, recalled, covered = 0, 0, 0, 0
+    precise, balls, recalled, covered = 0, 0, 0, 0
     for _, distances in _distances(fake, real):
         hits = distances < of_real
-        inside += int(hits.any(1).sum())
+        precise += int((distances <= of_real).any(1).sum())
         balls += int(hits.sum())
     for rows, distances in _distances(real, fake):
-        recalled += int((distances < of_fake).any(1).sum())
+        recalled += int((distances <= of_fake).any(1).sum())
         covered += int((distances.amin(1) < of_real[rows]).sum())
     drawn, known = len(fake), len(real)
-    return ManifoldScores(inside / drawn, recalled / known, balls / (k * drawn), covered / known)
+    return ManifoldScores(precise / drawn, recalled / known, balls / (k * drawn), covered / known)
 
 
 def _radii(x: Tensor, k: int) -> Tensor:

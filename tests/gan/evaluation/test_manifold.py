@@ -53,6 +53,12 @@ def test_by_hand_on_a_line() -> None:
     assert found == ManifoldScores(1 / 3, 1.0, 2 / 3, 2 / 3)
 
 
+def test_the_surface_counts_for_precision_and_recall_alone() -> None:
+    """Equal pictures have balls of radius 0."""
+    same = torch.ones(6, 3)
+    assert manifold_scores(same, same, 2) == ManifoldScores(1.0, 1.0, 0.0, 0.0)
+
+
 def test_a_mode_left_out_costs_recall_and_coverage_not_precision() -> None:
     real = torch.cat([drawn(100, 4, 0), drawn(100, 4, 1, 50.0)])
     found = manifold_scores(real, drawn(200, 4, 2))
