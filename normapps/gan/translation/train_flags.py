@@ -84,10 +84,10 @@ def _merged() -> list[tuple[str, Any, Any]]:
 
 
 def _note(first: Field[Any] | None, second: Field[Any] | None) -> str:
-    for one, other, own in ((first, second, "--maps"), (second, first, "--source")):
-        if one is None:
-            return "" if other is not None and flag(other.name) in _KINDS else f" [with {own}]"
-    return "" if first.default == second.default else f" [with --maps: {second.default}]"
+    if first is not None and second is not None:
+        return "" if first.default == second.default else f" [with --maps: {second.default}]"
+    kind, field = ("--maps", second) if first is None else ("--source", first)
+    return "" if field is None or flag(field.name) in _KINDS else f" [with {kind}]"
 
 
 TrainFlags = dataclasses.make_dataclass("TrainFlags", _merged(), frozen=True)
