@@ -19,6 +19,7 @@ FEATURES, CLASSES = 2048, 1008
 SIZE = 299
 """Side of the pictures, pixels."""
 
+
 class FidInception(nn.Module):
     """Inception-v3 of the FID.
 
