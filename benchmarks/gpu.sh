@@ -19,6 +19,12 @@
 #   benchmarks/gpu.sh slim            train and prune what .gpu-slim/runs lacks of slimming at full length;
 #                                     call again, on the same machine, until it says it is done: a run's
 #                                     checkpoint is too large to travel, only results come back
+#   benchmarks/gpu.sh prepare-gan     Fashion-MNIST to .gpu-gan/ (27 MB); CIFAR-10, paintings and
+#                                     EfficientNet-Lite0 to .gpu-gan-pictures/ (46 MB): carry the one in
+#                                     the first call of `gan`, the other in that of `gan-pictures`
+#   benchmarks/gpu.sh gan             speed, then GANs on Fashion-MNIST: none, sn, gn, wc, two seeds
+#   benchmarks/gpu.sh gan-pictures    SNGAN-32 on CIFAR-10, 64 px with DiffAugment on paintings; of both
+#                                     call again, on the same machine, until it says it is done
 #
 # RESULTS_TO=FOLDER copies what a stage made there. TRAIN_OPTIONS overrides the options of a new run,
 # STEPS limits a call of `train` (else it is interrupted after CALL_SECONDS and resumes there).
@@ -31,6 +37,8 @@ SHARED="${NORMAPPS_SHARED:-../shared}"
 PLACE=.gpu
 ADAPT=.gpu-adapt
 SLIM=.gpu-slim
+GAN=.gpu-gan
+PICTURES=.gpu-gan-pictures
 export NORMAPPS_SHARED="$PWD/$PLACE/shared" NORMAPPS_VGG="$PWD/$PLACE/vgg19.bin"
 
 prepare() {
@@ -143,6 +151,48 @@ slim() {
     esac
 }
 
+prepare_gan() {
+    local sets="${NORMAPPS_DATASETS:-/usr/share/datasets}"
+    mkdir -p "$GAN/datasets/fashion-mnist" "$PICTURES/shared/data"
+    cp --no-preserve=mode "$sets"/fashion-mnist/train-*.gz "$GAN/datasets/fashion-mnist/"
+    cp --no-preserve=mode "$SHARED/data/cifar10_jpeg.tar.xz" "$PICTURES/shared/data/"
+    "$PYTHON" benchmarks/shrink.py 8000000 "$PICTURES/shared/data" "$SHARED/data/pacs_art_painting.tar"
+    "$PYTHON" benchmarks/lite0.py "$PICTURES/lite0"
+    du -sh "$GAN" "$PICTURES"
+}
+
+# Speed is measured once, on a machine that does nothing else; runs then go on from their checkpoints.
+gan() {
+    [ -e "$GAN/speed" ] || { gan_task speed --rounds 60 && touch "$GAN/speed"; }
+    # shellcheck disable=SC2086
+    gan_tasks "$GAN" study ${GAN_OPTIONS:-}
+}
+
+gan_pictures() {
+    # shellcheck disable=SC2086
+    gan_tasks "$PICTURES" "cifar art" --extractor "$PICTURES/lite0" ${GAN_OPTIONS:-}
+}
+
+gan_tasks() {
+    local place="$1" status=0 task
+    for task in $2; do
+        gan_task "$task" --shared "$place/shared" --runs "$place/runs" "${@:3}" || { status=$?; break; }
+    done
+    (cd "$place" && find runs \( -name '*.json*' -o -name '*.png' -o -path '*/generator/*' \) -type f -print0 |
+        tar -cf results.tar --null --files-from=-)
+    keep "$place/results.tar" benchmarks/RESULTS.md
+    case $status in
+        0) echo "done" ;;
+        124 | 130) echo "stopped after $CALL_SECONDS s; call again to continue" ;;
+        *) return "$status" ;;
+    esac
+}
+
+gan_task() {
+    NORMAPPS_DATASETS="$PWD/$GAN/datasets" timeout --signal=INT --kill-after=30 "$((CALL_SECONDS - SECONDS))" \
+        "$PYTHON" benchmarks/gan.py "$1" --device "${DEVICE:-cuda}" "${@:2}"
+}
+
 keep() {
     [ -z "${RESULTS_TO:-}" ] || cp -r "$@" "$RESULTS_TO"
 }
@@ -156,5 +206,8 @@ case "${1:-}" in
     adapt) install; adapt ;;
     prepare-slim) prepare_slim ;;
     slim) install; slim ;;
+    prepare-gan) prepare_gan ;;
+    gan) install; gan ;;
+    gan-pictures) install; gan_pictures ;;
     *) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

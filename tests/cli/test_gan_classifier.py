@@ -30,24 +30,25 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*arguments: str | Path) -> tuple[int, str]:
+def run(*arguments: str | Path) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["classifier", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.exit_code, result.output
+    return result.exit_code, result.stdout, result.stderr
 
 
 def test_it_stops_goes_on_and_says_how_good_it_is(pictures: Path, tmp_path: Path) -> None:
     given = ["--data", str(pictures), "--hold-out", "5", "-o", str(tmp_path), *FEW]
-    code, said = run(*given, "--stop-after", "2")
+    code, _, said = run(*given, "--stop-after", "2")
     assert code == 0
     assert "stopped before the end" in said
-    code, said = run(*given)
+    code, printed, _ = run(*given)
     assert code == 0
-    assert "on 4 test pictures" in said
-    assert str(tmp_path / "model") in said.splitlines()
+    assert printed.startswith("accuracy ")
+    assert "on 4 test pictures" in printed
+    assert printed.splitlines()[-1] == str(tmp_path / "model")
     assert open_model(tmp_path / "model").classes == ("digit0", "digit1")
-    code, said = run(*given, "--json")  # finished before: nothing is trained any more
-    told = json.loads(said[said.index("{") :])
+    code, printed, _ = run(*given, "--json")  # finished before: nothing is trained any more
+    told = json.loads(printed)
     assert told["finished"]
     assert told["sha256"] == json.loads((tmp_path / "report.json").read_text())["sha256"]
