@@ -257,8 +257,8 @@ def speed(options: argparse.Namespace) -> None:
         f"{2 * options.batch_size}, width {options.width} in both networks, grey at 28 px and RGB "
         "at 32. Plain: the same recipe as it is usually written (`benchmarks/sngan_plain.py`): "
         "torch's `spectral_norm`, upsampling then convolution, convolution then pooling, real and "
-        f"fake in two passes, eager; both in the same precision. Median of {options.rounds} rounds in "
-        "which the two take turns.",
+        f"fake in two passes, eager; both in the same precision. Median of {options.rounds} rounds "
+        "in which the two take turns.",
         table(["pictures", "precision", "normapps", "plain", "ratio"], rows),
         conditions(("normapps", "torch"), str(device)),
     ]
@@ -367,8 +367,8 @@ A generator of Fashion-MNIST's clothes, 28×28 grey, trained with spectral norma
 ## Architecture
 `sngan-generator` (`normapps/models/sngan.py`): SNGAN's residual generator (Miyato et al. 2018) for
 28 pixels, width {run.options.width}; latents of {run.options.latent} numbers, z ~ N(0, I).
-Parameters averaged over training (decay {run.options.ema:g}), batch norms with standing statistics of
-{entry["standing"]:,} latents; `running.safetensors` has those of training, for `--bn running`.
+Parameters averaged over training (decay {run.options.ema:g}), batch norms with standing statistics
+of {entry["standing"]:,} latents; `running.safetensors` has those of training, for `--bn running`.
 
 ## Use
     normapps gan sample -m {folder.name} --seeds 0-63 -o grid.png
