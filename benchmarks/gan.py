@@ -361,8 +361,8 @@ def card(run: Run, folder: Path, trained: Any, untrained: Any, lines: tuple[str,
     count = sum(each.numel() for each in run.generator().parameters())
     return f"""# {folder.name}
 
-A generator of Fashion-MNIST's clothes, 28×28 grey, trained with spectral normalization.
-{count:,} parameters.
+A generator of Fashion-MNIST's clothes, 28×28 grey. {count:,} parameters; its discriminator was
+normalized by `--d-norm {run.options.d_norm}`.
 
 ## Architecture
 `sngan-generator` (`normapps/models/sngan.py`): SNGAN's residual generator (Miyato et al. 2018) for

@@ -70,7 +70,7 @@ def make_scoring(options: CompareOptions, say: Callable[[str], object]) -> Scori
     scorer = Scorer(extractor, pool, chosen)
     floor = scorer.floor().named(extractor.is_fid)
     lines = (
-        f"Extractor {extractor.name}, sha256 {extractor.sha256[:12]}; "
+        f"Extractor {options.extractor}, sha256 {extractor.sha256[:12]}; "
         f"{extractor.describe_resizer(scorer.real.size)}.",
         f"{scorer.real.count} real pictures of the part {options.split}, {options.fakes} drawn by "
         "the averaged generator with standing statistics, at the step that is told.",
