@@ -21,9 +21,10 @@ from ..engine.distributed import World, world
 from ..engine.loop import CHECKPOINT, Loop
 from ..engine.run import has_checkpoint
 from ..errors import InputError, UsageError
-from ..files import atomic_path
+from ..files import atomic_path, write_text
 from ..models.folder import save_model
 from ..norm.population import Fingerprint, Population
+from ..options import to_json
 from ..training.identity import pictures_told
 from .compiling import compile_
 from .data import Draws, read_pool
@@ -37,6 +38,8 @@ from .watch import Watch, WatchError, spread
 
 GOOD = "checkpoint/good.safetensors"
 """Where the newest checkpoint from before the watch grew uneasy lies, as long as it is uneasy."""
+PICTURES = "pictures.safetensors"
+"""The decoded pictures in a run folder, so that a run that goes on need not decode them again."""
 
 _GRID = 64
 """Pictures of a grid in samples/, of the latents of the seeds 0 to 63."""
@@ -92,7 +95,9 @@ def train(
         )  # fmt: skip
         if resume and not has_checkpoint(target / CHECKPOINT):
             raise InputError(f"{target}: has no checkpoint to resume from; train without --resume")
-        job = Job(chosen, read(chosen, told), here, device, told)
+        with _begun(target, chosen, here):
+            pool = read(chosen, told, target / PICTURES)
+        job = Job(chosen, pool, here, device, told)
         if ready is not None:
             ready()
         with _room(target), _quick(device):
@@ -100,8 +105,13 @@ def train(
     return target
 
 
-def read(options: TrainOptions, say: Say) -> Pool:
+def read(options: TrainOptions, say: Say, cache: Path | None = None) -> Pool:
     """Read the pictures of a run.
+
+    Args:
+        options: which.
+        say: told of them, a line each.
+        cache: a file that keeps them decoded; None for none.
 
     Raises:
         UsageError: none are named.
@@ -118,6 +128,7 @@ def read(options: TrainOptions, say: Say) -> Pool:
         limit=options.limit,
         workers=options.workers,
         max_bytes=options.max_bytes,
+        cache=cache,
         say=say,
     )
     if not options.cond or pool.labels is not None:
@@ -254,6 +265,25 @@ class Job:
             found = Population.of(self.networks.generator)
             mine = Fingerprint.of(self.networks.average)
             Population(found.layers, mine).save(folder / RUNNING)
+
+
+@contextlib.contextmanager
+def _begun(folder: Path, options: TrainOptions, here: World) -> Iterator[None]:
+    """Make a folder a run's before something lies in it; not where its pictures are refused."""
+    is_new = here.is_main and not (folder / "options.json").exists()
+    was_there = folder.exists()
+    if is_new:
+        write_text(folder / "options.json", to_json(options))
+    try:
+        yield
+    except BaseException:  # an interrupt too
+        if is_new:
+            for name in ("options.json", PICTURES):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else came into it
+                if not was_there:
+                    folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -16,11 +16,15 @@ from PIL import Image
 
 from normapps.engine.run import Metrics, load_checkpoint
 from normapps.errors import InputError
+from normapps.gan import trainer, watch
+from normapps.gan.evaluation import extractors
+from normapps.gan.evaluation import scorer as scorers
 from normapps.gan.options import TrainOptions
 from normapps.gan.run import open_run
 from normapps.gan.sampling import open_generator
 from normapps.gan.train import train
 from normapps.gan.trainer import GanTrainer
+from normapps.gan.watch import WatchError
 
 CHECKPOINT = Path("checkpoint") / "latest.safetensors"
 
@@ -197,3 +201,79 @@ def test_a_full_disk_is_told_in_a_line_and_loses_nothing(
     train(tiny, tmp_path / "parts", resume=True, say=silent)
     train(tiny, tmp_path / "whole", say=silent)
     assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_collapse_leaves_the_last_good_checkpoint(
+    tiny: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 3 on all drawn pictures are one; after three such steps the run stops."""
+    count, steps = [0], 20
+
+    def falling(pictures: torch.Tensor) -> torch.Tensor:
+        count[0] += 1
+        return torch.tensor(0.5 if count[0] <= 3 else 0.0)
+
+    monkeypatch.setattr(trainer, "spread", falling)
+    monkeypatch.setattr(watch, "PATIENCE", 3)
+    chosen = replace(tiny, steps=steps, save_every=1, sample_every=0)
+    with pytest.raises(WatchError, match=r"collapsed.*; the last good checkpoint is .*latest"):
+        train(chosen, tmp_path, say=silent)
+    assert open_run(tmp_path).done == 3
+    assert not (tmp_path / "checkpoint" / "good.safetensors").exists()
+    assert not (tmp_path / "generator").exists()
+
+
+def test_an_uneasy_watch_that_calms_down_keeps_no_second_checkpoint(
+    tiny: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = [0]
+
+    def wavering(pictures: torch.Tensor) -> torch.Tensor:
+        count[0] += 1
+        return torch.tensor(0.0 if count[0] in (3, 4) else 0.5)
+
+    monkeypatch.setattr(trainer, "spread", wavering)
+    train(replace(tiny, save_every=1), tmp_path, say=silent)
+    assert sorted(each.name for each in (tmp_path / "checkpoint").iterdir()) == [
+        "latest.safetensors", "previous.safetensors",
+    ]  # fmt: skip
+
+
+def test_pictures_are_decoded_once_and_refused_ones_leave_nothing(
+    tiny: TrainOptions, tmp_path: Path
+) -> None:
+    places = tmp_path / "pictures", tmp_path / "run"
+    places[0].mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(1, 9):
+        pixels = rng.integers(0, 256, (9, 9), dtype=np.uint8)
+        Image.fromarray(pixels).save(places[0] / f"{number}.png")
+        if number == 1:
+            with pytest.raises(InputError, match="at least"):
+                train(replace(tiny, data=str(places[0])), places[1], say=silent)
+            assert not places[1].exists()
+    chosen = replace(tiny, data=str(places[0]), sample_every=0)
+    train(replace(chosen, stop_after=1), places[1], say=silent)
+    kept = places[1] / "pictures.safetensors"
+    written = kept.stat().st_mtime_ns
+    train(chosen, places[1], resume=True, say=silent)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_scores_of_the_averaged_generator_are_in_the_metrics(
+    tiny: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def scorer(extractor: object, pool: object) -> Any:
+        def score(generator: torch.nn.Module, standing: int) -> dict[str, float]:
+            asked.append((extractor, standing, next(generator.parameters()).requires_grad))
+            return {"fd": 7.0}
+
+        return score
+
+    monkeypatch.setattr(extractors, "open_extractor", lambda spec, device: (spec, device))
+    monkeypatch.setattr(scorers, "Scorer", scorer)
+    train(replace(tiny, score_every=4, extractor="x", sample_every=0), tmp_path, say=silent)
+    assert asked == [(("x", "cpu"), 2000, False)]
+    assert [each.get("fd") for each in losses(tmp_path)] == [None, None, None, 7.0, None, None]
