@@ -34,9 +34,18 @@ def train(
     try:
         made = _train(wanted, out)
     except KeyboardInterrupt:
-        say(f"interrupted: normapps translate train --resume -o {out} goes on")
+        say(f"interrupted: {_way_on(out)}")
         raise typer.Exit(130) from None
     print(made)
+
+
+def _way_on(out: Path) -> str:
+    from normapps.engine.loop import CHECKPOINT
+    from normapps.engine.run import has_checkpoint
+
+    if has_checkpoint(out / CHECKPOINT):
+        return f"normapps translate train --resume -o {out} goes on"
+    return "before the first checkpoint; the same command begins again"
 
 
 def _train(options: Any, out: Path) -> Path:

@@ -21,9 +21,6 @@ from .squares import PARTS, read_squares
 FEWEST = 2
 """Pictures below which there is no distribution to learn."""
 
-FEW = 100
-"""Pictures below which a note says that they will be learned by heart."""
-
 SHOWN = 20
 """Damaged pictures that are named one by one."""
 
@@ -170,8 +167,8 @@ def _of_arrays(
 def _check(data: str, pool: Pool, conditional: bool) -> None:
     if len(pool) < FEWEST:
         raise InputError(
-            f"{data}: holds {len(pool)} readable picture; a GAN needs at least {FEWEST}, and learns"
-            f" from thousands"
+            f"{data}: holds {len(pool)} readable picture; there must be at least {FEWEST}, and"
+            " training wants thousands"
         )
     if not conditional:
         return
@@ -196,6 +193,4 @@ def _tell(pool: Pool, say: Say) -> None:
         say(f"left out: {len(pool.failed) - SHOWN} more")
     count, channels, size = pool.images.shape[:3]
     kind = {1: "grey", 3: "RGB"}[channels]
-    said = (f"{count} pictures of {size}×{size} {kind}", *pool.notes)
-    few = (f"fewer than {FEW} are learned by heart: --augment color,translation,cutout helps",)
-    say("; ".join(said + (few if count < FEW else ())))
+    say("; ".join((f"{count} pictures of {size}×{size} {kind}", *pool.notes)))

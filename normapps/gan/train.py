@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,9 +29,12 @@ from .compiling import compile_
 from .data import Draws, read_pool
 from .networks import GENERATOR as BUILDER
 from .networks import Shape, generator_arguments, make_networks
+from .opening import GENERATOR, RUNNING
 from .options import TrainOptions
+from .pages import class_grid
+from .room import room
 from .run import SAMPLES
-from .sampling import GENERATOR, RUNNING, grid, has_statistics, latents, sample, standing_
+from .sampling import has_statistics, latents, sample, standing_
 from .trainer import GanTrainer
 from .watch import Watch, WatchError, spread
 
@@ -41,8 +43,11 @@ GOOD = "checkpoint/good.safetensors"
 PICTURES = "pictures.safetensors"
 """The decoded pictures in a run folder, so that a run that goes on need not decode them again."""
 
-_GRID = 64
-"""Pictures of a grid in samples/, of the latents of the seeds 0 to 63."""
+_FEW = 100
+"""Pictures below which a note says that they will be learned by heart."""
+
+_ROWS, _COLUMNS = 10, 8
+"""Of a grid in samples/: seeds from 0 on; of a conditional run a row a class, of its first ones."""
 _MOST_SPREAD = 2000
 """Pictures that the data's spread is measured on."""
 
@@ -79,7 +84,7 @@ def train(
 
     Raises:
         InputError: pictures or a folder that cannot be used, a run of other options in the folder,
-            or a full disk.
+            a full disk, or too little memory.
         WatchError: a number that is none, or a collapse: the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, with the checkpoint written.
     """
@@ -95,12 +100,12 @@ def train(
         )  # fmt: skip
         if resume and not has_checkpoint(target / CHECKPOINT):
             raise InputError(f"{target}: has no checkpoint to resume from; train without --resume")
-        with _begun(target, chosen, here):
-            pool = read(chosen, told, target / PICTURES)
-        job = Job(chosen, pool, here, device, told)
-        if ready is not None:
-            ready()
-        with _room(target), _quick(device):
+        with room(target, "gan train"), _quick(device):
+            with _begun(target, chosen, here):
+                pool = read(chosen, told, target / PICTURES)
+            job = Job(chosen, pool, here, device, told)
+            if ready is not None:
+                ready()
             job.run(loop)
     return target
 
@@ -131,6 +136,8 @@ def read(options: TrainOptions, say: Say, cache: Path | None = None) -> Pool:
         cache=cache,
         say=say,
     )
+    if len(pool) < _FEW:
+        say(f"fewer than {_FEW} pictures are learned by heart: --augment color,translation helps")
     if not options.cond or pool.labels is not None:
         return pool
     raise InputError(f"{options.data}: has no classes to learn; leave out --cond")
@@ -220,13 +227,15 @@ class Job:
 
     def draw(self, path: Path) -> None:
         """Write a grid of the averaged generator's pictures, with the batch's own statistics."""
-        average, classes = self.networks.average, len(self.shape.classes)
-        z = latents(range(_GRID), self.options.latent)
-        y = torch.arange(_GRID) % classes if classes else None
+        average, names = self.networks.average, self.shape.classes[:_ROWS]
+        seeds = [*range(_COLUMNS)] * len(names) if names else [*range(_ROWS * _COLUMNS)]
+        y = torch.arange(len(names)).repeat_interleave(_COLUMNS) if names else None
         bn = "batch" if has_statistics(average) else "standing"
-        pictures = sample(average, z, y, bn=bn, batch_size=_GRID)
+        z = latents(seeds, self.options.latent)
+        pictures = sample(average, z, y, bn=bn, batch_size=len(seeds))
+        by_row = pictures.unflatten(0, (-1, _COLUMNS))
         with atomic_path(path) as temporary:
-            grid(pictures, columns=8).save(temporary)
+            class_grid(by_row, names).save(temporary)
 
     def publish(self, done: int) -> Path:
         """Write the averaged generator with standing statistics as a model folder."""
@@ -284,22 +293,6 @@ def _begun(folder: Path, options: TrainOptions, here: World) -> Iterator[None]:
                 if not was_there:
                     folder.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Tell of a full disk in one line."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            pass
-        elif "os error 28" not in str(error):  # how safetensors tells of it
-            raise
-        raise InputError(
-            f"{folder}: the disk is full; make room, then `gan train --resume -o {folder}` goes "
-            "on from the last checkpoint, which is whole"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def test_refusals_are_one_line_each(pictures: Path, tmp_path: Path) -> None:
     alone.mkdir()
     Image.new("L", (30, 30)).save(alone / "one.png")
     for given, kind, said in (
-        (["--data", alone], InputError, "a GAN needs at least"),
+        (["--data", alone], InputError, "there must be at least"),
         (["--data", pictures / "class1", "--cond"], InputError, "class"),
         (["--data", tmp_path / "nothing"], InputError, "nothing"),
         ([], UsageError, "--data: is missing"),

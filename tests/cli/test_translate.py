@@ -44,7 +44,9 @@ def test_train_stop_resume_run(domains: tuple[Path, Path], tmp_path: Path) -> No
     given = ("train", "--source", domains[0], "--target", domains[1], "-o", run, *TINY)
     code, said, told = go(*given, "--stop-after", "2")
     assert (code, said.strip()) == (0, str(run / "generator"))
-    assert "12 pictures" in told
+    lines = told.splitlines()
+    assert "source: 12 pictures of 18×18 RGB; resampled to 18×18" in lines
+    assert "target: 12 pictures of 18×18 RGB; resampled to 18×18" in lines
     code, _, _ = go("train", "--resume", "-o", run)
     assert code == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -81,6 +83,27 @@ def test_a_resumed_run_is_the_same_run(domains: tuple[Path, Path], tmp_path: Pat
     go("train", "--source", domains[0], "--target", domains[1], "-o", run, *TINY, "--stop-after", 1)
     with pytest.raises(UsageError, match="--cycle-weight 3"):
         go("train", "--resume", "-o", run, "--cycle-weight", "3")
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_an_interrupt_says_how_to_go_on(
+    domains: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_begun: bool,
+) -> None:
+    given = ("train", "--source", domains[0], "--target", domains[1], "-o", tmp_path / "run", *TINY)
+    if has_begun:
+        go(*given, "--stop-after", 1)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("normapps.gan.translation.unpaired.read_domains", interrupted)
+    code, _, told = go(*given)
+    assert code == 130
+    wanted = "train --resume -o" if has_begun else "the same command begins again"
+    assert wanted in told.splitlines()[-1]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -133,7 +133,6 @@ def test_sizes_and_modes_are_mixed(tmp_path: Path, channels: int) -> None:
     for part in (
         "11 pictures of 8×8", "resampled to 8×8 from 4 sizes", "2 that are not square",
         "2 smaller than 8 px are enlarged", "2 with transparency lie over white",
-        "fewer than 100 are learned by heart",
     ):  # fmt: skip
         assert part in said[0]
     assert all(note in said[0] for note in pool.notes)
@@ -189,7 +188,7 @@ def test_many_damaged_pictures_are_counted(tmp_path: Path) -> None:
 
 def test_too_little_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "one.png", Image.new("RGB", (8, 8)))
-    with pytest.raises(InputError, match="holds 1 readable picture; a GAN needs at least 2"):
+    with pytest.raises(InputError, match="holds 1 readable picture; there must be at least 2"):
         read_pool(str(tmp_path), size=8, say=quiet)
     (tmp_path / "two.png").write_bytes(b"none")
     with pytest.raises(InputError, match="holds 1 readable picture"):

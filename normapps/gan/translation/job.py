@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -22,11 +21,11 @@ from ...data.manifest import Manifest, identify, is_same
 from ...data.picture import Picture
 from ...errors import InputError, NormappsError, UsageError
 from ...files import check_folder
+from ..room import is_no_memory
 from .options import TranslateRunOptions
 from .run import Translator, open_translator
 
 _EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)
-_NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -209,10 +208,10 @@ def _failed(task: _Task, reason: str) -> Translated:
 def _explain(error: Exception, task: _Task) -> str:
     """The line that says which file failed and why; what nobody expects is raised again."""
     shown = task.result
-    if isinstance(error, MemoryError | RuntimeError):
-        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
-            raise error
+    if is_no_memory(error):
         return f"{shown.picture}: out of memory; a smaller --size needs less"
+    if isinstance(error, RuntimeError):
+        raise error
     reason = " ".join(str(error).split())
     is_named = reason.startswith((f"{shown.picture}: ", f"{shown.output}: "))
     return reason if is_named else f"{shown.picture}: {reason}"

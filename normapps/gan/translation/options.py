@@ -17,6 +17,7 @@ _FREE = (
     "save_every",
     "sample_every",
     "stop_after",
+    "overwrite",
 )
 """Options that a resumed run may change; --steps is none, the rate falls towards their end."""
 
@@ -45,6 +46,7 @@ class FrameOptions:
     save_every: int = option(200, "steps between checkpoints", low=1)
     sample_every: int = option(500, "steps between sample grids", low=1)
     stop_after: int = option(0, "stop after this many steps of this call (0: at the end)", low=0)
+    overwrite: bool = option(False, "begin anew if the folder holds a run")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -153,7 +155,7 @@ def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> 
     """Return the options with which `--resume -o RUN` goes on: the run's own.
 
     Of those given, an option that may change is taken over, and one that may not is refused unless
-    the run has the same. `stop_after` is of one call and not inherited.
+    the run has the same. `stop_after` and `overwrite` are of one call and not inherited.
 
     Args:
         folder: the run's.
@@ -162,8 +164,10 @@ def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> 
 
     Raises:
         InputError: the folder holds no run of these options.
-        UsageError: naming the first flag that would make it another run.
+        UsageError: naming the first flag that would make it another run, or `overwrite`.
     """
+    if given.overwrite:
+        raise UsageError("--resume --overwrite: contradict each other; leave one out")
     if not (folder / "options.json").is_file():
         raise InputError(f"{folder}: holds no run to resume; leave --resume out to begin one")
     kind = type(given)
@@ -178,4 +182,4 @@ def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> 
                 "another run"
             )
     free = {name: getattr(given, name) for name in names if name not in given.fixed}
-    return replace(saved, **{**free, "stop_after": given.stop_after})
+    return replace(saved, **{**free, "stop_after": given.stop_after, "overwrite": False})

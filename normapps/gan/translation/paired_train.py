@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ...engine.loop import check_folder
 from ...errors import UsageError
 from .paired import PairPool, read_pairs
 from .paired_options import PairedOptions
 from .spade_trainer import PairedTask
-from .train import run_training
+from .train import check_run, run_training
 
 _TOLD = 20
 """Lines about files that were left out, at most."""
@@ -42,7 +41,7 @@ def train_paired(
     for name in ("maps", "target"):
         if not getattr(options, name):
             raise UsageError(f"--{name} is missing; name a folder, zip or tar")
-    check_folder(folder, PairedOptions)
+    check_run(options, folder)
     pool = read_pairs(
         options.maps,
         options.target,

@@ -22,8 +22,10 @@ from .options import TranslateRunOptions
 from .strips import translate
 from .unpaired import to_bytes, to_floats
 
-MOST = 2**26
-"""Pixels of the largest picture that is translated; about 16 GB of memory."""
+MOST = 2**25
+"""Pixels of the largest picture that is translated, unless --max-pixels says otherwise."""
+_BYTES = 210
+"""Of memory a pixel, at the default width: measured as the peak's growth up to 4000×3000."""
 _DOMAINS = ("source", "target")
 
 
@@ -109,20 +111,22 @@ class PictureTranslator:
 
     def file(self, source: Path | BinaryIO, options: TranslateRunOptions) -> Picture:
         """Read a picture and translate it; see `Translator`."""
-        return self(read_image(source, max_pixels=options.max_pixels), options.size)
+        picture = read_image(source, max_pixels=options.max_pixels)
+        return self(picture, options.size, options.max_pixels or MOST)
 
-    def __call__(self, picture: Picture, size: int | None = None) -> Picture:
+    def __call__(self, picture: Picture, size: int | None = None, most: int = MOST) -> Picture:
         """Translate a picture of any size, its alpha kept.
 
         Args:
             picture: as read.
             size: the long side is brought down to so many pixels first.
+            most: pixels that may be left then.
 
         Raises:
-            InputError: it has more than `MOST` pixels.
+            InputError: it has more than `most` pixels.
         """
         small = shrunk(picture, size)
-        _check_size(small)
+        _check_size(small, most)
         x = to_floats(torch.from_numpy(np.ascontiguousarray(small.pixels)).permute(2, 0, 1)[None])
         pixels = to_bytes(self.translate(x))[0].permute(1, 2, 0).cpu().numpy()
         return dataclasses.replace(
@@ -151,12 +155,14 @@ def shrunk(picture: Picture, size: int | None) -> Picture:
     return dataclasses.replace(picture, pixels=fit(picture.pixels, size), alpha=alpha)
 
 
-def _check_size(picture: Picture) -> None:
+def _check_size(picture: Picture, most: int) -> None:
     width, height = picture.size
-    if width * height > MOST:
-        long_side = int(max(width, height) * (MOST / (width * height)) ** 0.5)
+    count = width * height
+    if count > most:
+        long_side = int(max(width, height) * (most / count) ** 0.5)
         raise InputError(
-            f"{width}×{height} pixels are more than fit into memory; --size {long_side} or smaller"
+            f"{width}×{height} pixels are more than the limit of {most}; --size {long_side}, or "
+            f"--max-pixels {count}, which needs about {count * _BYTES / 1e9:.2g} GB of memory"
         )
 
 

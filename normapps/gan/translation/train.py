@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...engine.device import resolve_device
 from ...engine.distributed import World, world
-from ...engine.loop import Loop, check_folder
+from ...engine.loop import CHECKPOINT, Loop, check_fixed, check_folder
+from ...engine.run import has_checkpoint
 from ...errors import UsageError
 from ...files import atomic_path
 from ..room import room
@@ -50,9 +51,20 @@ def train_unpaired(
     for name in ("source", "target"):
         if not getattr(options, name):
             raise UsageError(f"--{name} is missing; name a folder, zip or tar of pictures")
-    check_folder(folder, TranslateOptions)
+    check_run(options, folder)
     domains = read_domains(options, say)
     return run_training(options, folder, partial(UnpairedTask, options, domains))
+
+
+def check_run(options: FrameOptions, folder: Path) -> None:
+    """Refuse, before any picture is read, a folder that cannot hold this run.
+
+    Raises:
+        InputError: it holds something else, or a run of other options that is to be kept.
+    """
+    check_folder(folder, type(options))
+    if has_checkpoint(folder / CHECKPOINT) and not options.overwrite:
+        check_fixed(folder, options, options.fixed)
 
 
 def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
@@ -64,32 +76,25 @@ def run_training(options: FrameOptions, folder: Path, make: MakeTask) -> Path:
         make: makes the task, its fresh weights from torch's random state, which is seeded.
 
     Raises:
-        InputError: the folder holds something else, a loss is not finite, or the disk is full.
+        InputError: the folder holds something else, a loss is not finite, the disk is full, or
+            memory too small.
         KeyboardInterrupt: after Ctrl-C, with checkpoint and models written.
     """
     device = resolve_device(options.device)
-    with world(device) as here:
+    with world(device) as here, room(folder, "translate train"):
         device = torch.device("cuda", here.local_rank) if device.type == "cuda" else device
         with _seeded(options.seed):
             task = make(here, device)
         loop = Loop(
-            folder,
-            options,
-            options.steps,
-            options.fixed,
-            seed=options.seed,
-            save_every=options.save_every,
-            stop_after=options.stop_after,
-            here=here,
-            device=device,
-        )
-        with room(folder, "translate train"):
-            try:
-                loop.run(task, partial(_after, task, options, folder, here))
-            except KeyboardInterrupt:
-                _publish(task, folder, loop.done, here)
-                raise
+            folder, options, options.steps, options.fixed, options.seed, options.save_every,
+            options.stop_after, here, device, options.overwrite,
+        )  # fmt: skip
+        try:
+            loop.run(task, partial(_after, task, options, folder, here))
+        except KeyboardInterrupt:
             _publish(task, folder, loop.done, here)
+            raise
+        _publish(task, folder, loop.done, here)
     return folder / "generator"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,18 +48,22 @@ def read_domains(options: TranslateOptions, say: Callable[[str], object]) -> Dom
 
     pools = [
         read_pool(
-            place,
+            getattr(options, name),
             size=options.size + options.size // _MARGIN,
             channels=3,
             conditional=False,
             limit=options.limit,
             workers=options.workers,
             max_bytes=options.max_bytes,
-            say=say,
+            say=partial(_told_of, name, say),
         )
-        for place in (options.source, options.target)
+        for name in ("source", "target")
     ]
     return Domains(pools[0], pools[1])
+
+
+def _told_of(name: str, say: Callable[[str], object], line: str) -> None:
+    say(f"{name}: {line}")
 
 
 class Squares:

@@ -30,6 +30,13 @@ def test_what_may_change_does(folder: Path) -> None:
     assert resumed(folder, given) == wanted
 
 
+def test_to_go_on_and_to_begin_anew_contradict(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--resume --overwrite: contradict"):
+        resumed(folder, TranslateOptions(overwrite=True))
+    (folder / "options.json").write_text(to_json(replace(STARTED, overwrite=True)))
+    assert not resumed(folder, TranslateOptions()).overwrite
+
+
 def test_what_may_not_change_is_named(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"--width 16: .* was started with 8; leave it out"):
         resumed(folder, TranslateOptions(width=16))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from normapps.data.images import write_image
 from normapps.data.picture import Picture
 from normapps.errors import InputError, UsageError
 from normapps.gan.translation import run
+from normapps.gan.translation.options import TranslateRunOptions
 from normapps.gan.translation.run import PictureTranslator, open_translator, shrunk
 from normapps.models.folder import save_model
 from normapps.models.small import small_cnn
@@ -98,13 +101,19 @@ def test_tensors_of_any_size_and_no_gradients(trained: Path) -> None:
 
 
 def test_what_is_too_large_is_refused_with_a_size_that_is_not(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "MOST", 1000)
     translator = opened(trained)
-    with pytest.raises(InputError, match=r"40×50 pixels .* --size 35 or smaller"):
-        translator(photo(50, 40))
-    assert translator(photo(50, 40), 35).size == (28, 35)
+    with pytest.raises(InputError, match=r"40×50 pixels .* limit of 1000; --size 35, or --max-p"):
+        translator(photo(50, 40), most=1000)
+    assert translator(photo(50, 40), 35, 1000).size == (28, 35)
+    monkeypatch.setattr(run, "MOST", 1000)
+    options = TranslateRunOptions(model="m", output="o")
+    write_image(photo(50, 40), tmp_path / "large.png")
+    with pytest.raises(InputError, match="--max-pixels 2000, which needs"):
+        translator.file(tmp_path / "large.png", options)
+    allowed = replace(options, max_pixels=2000)
+    assert translator.file(tmp_path / "large.png", allowed).size == (40, 50)
 
 
 def test_what_translates_nothing_is_refused(trained: Path, tmp_path: Path) -> None:

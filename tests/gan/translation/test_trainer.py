@@ -144,6 +144,9 @@ def test_a_run_is_not_continued_as_another(tmp_path: Path) -> None:
     swapped = Domains(DOMAINS.target, DOMAINS.source)
     with pytest.raises(InputError, match="--source : holds other pictures"):
         go(TINY, tmp_path / "run", swapped)
+    begun = go(replace(TINY, width=8, stop_after=1, overwrite=True), tmp_path / "run", swapped)
+    assert read_manifest(begun).arguments["width"] == 8
+    assert read_manifest(begun).history[0]["step"] == 1
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
@@ -161,16 +164,23 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_full_disk_is_told_in_a_line(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; .* --resume -o"),
+        (RuntimeError("CUDA out of memory. Tried …"), "out of memory; .* smaller --batch-size"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_a_line(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     go(replace(TINY, stop_after=2), tmp_path / "run")
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(Metrics, "add", full)
-    with pytest.raises(InputError, match=r"the disk is full; .* translate train --resume -o"):
+    monkeypatch.setattr(Metrics, "add", fail)
+    with pytest.raises(InputError, match=said):
         go(TINY, tmp_path / "run")
     monkeypatch.undo()
     go(TINY, tmp_path / "run")
@@ -193,6 +203,15 @@ def test_what_is_missing_is_said_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.txt").write_text("dear to me")
     with pytest.raises(InputError, match="is not empty and no training run"):
         train_unpaired(replace(TINY, source="a", target="b"), tmp_path / "full")
+
+
+def test_a_run_of_other_options_is_refused_before_any_picture_is_read(
+    whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"started with --source .* --overwrite to begin"):
+        train_unpaired(replace(TINY, source="none", target="none", width=8), whole)
+    with pytest.raises(InputError, match="none: no such folder"):
+        train_unpaired(replace(TINY, source="none", target="none", overwrite=True), whole)
 
 
 def test_discriminators_stay_normalized() -> None:
