@@ -62,10 +62,10 @@ def interpolate(
     options: InterpolateOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the way from seed to seed, as a grid or an animation.
+    """Draw the way from seed to seed, or from class to class, as a grid or an animation.
 
-    A conditional generator takes every class that is chosen the same way: rows of the grid, or
-    side by side in the animation.
+    A conditional generator takes every class that is chosen the same way, one below the other;
+    with --between classes every seed goes through the classes.
     """
     from normapps.gan.interpolate import interpolate as interpolated
 
@@ -102,7 +102,8 @@ def inspect(
 ) -> None:
     """Show the norms of the discriminator's weights, layer by layer.
 
-    Exits with 1 if a layer's u and v are stale: 2 % or more off the norm they stand for.
+    Exits with 1 if a layer's u and v are stale: more than 10 % off the norm they stand
+    for. A few per cent are usual in training.
     """
     from normapps.engine.progress import BatchProgress
     from normapps.gan.inspection import inspect_run
@@ -117,7 +118,7 @@ def inspect(
     stale = [row.layer for row in rows if row.is_stale]
     if stale:
         print(
-            f"error: stale u and v in {', '.join(stale)}: train a step, or refresh_",
+            f"error: stale u and v in {', '.join(stale)}: `gan train --resume` mends them",
             file=sys.stderr,
         )
         raise typer.Exit(1)
@@ -128,7 +129,7 @@ def _show_drawing(drawing: Drawing, as_json: bool) -> None:
         print(json.dumps(dataclasses.asdict(drawing), default=str))
         return
     if drawing.classes:
-        print(f"rows: {', '.join(drawing.classes)}")
+        print(f"classes: {', '.join(drawing.classes)}")
     width, height = drawing.size
     print(f"{drawing.pictures} pictures, {drawing.statistics}, {width}×{height} pixels")
     print(drawing.out)

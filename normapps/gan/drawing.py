@@ -17,8 +17,11 @@ from ..data.write import writable_format
 from ..engine.device import resolve_device
 from ..errors import InputError
 from ..files import atomic_path, check_folder, check_writable
-from .sample_options import SampleOptions, choose_classes
-from .sampling import Opened, grid, latents, open_generator, picture, sample
+from ..norm.undo import Undo
+from .opening import Opened, open_generator
+from .pages import class_grid, grid, picture
+from .sample_options import DrawOptions, SampleOptions, choose_classes
+from .sampling import STANDING, has_statistics, latents, sample
 
 _PART = 256
 """Pictures that are drawn before they are written."""
@@ -78,7 +81,7 @@ def draw(
     else:
         size = _draw_grid(opened, out, seeds, numbers, options)
     count = len(seeds) * max(1, len(numbers))
-    words = words_of(options.bn, options.standing)
+    words = drawn_with(opened, options)
     return Drawing(Path(out), tuple(seeds), names, words, count, size)
 
 
@@ -87,6 +90,15 @@ def words_of(bn: str, standing: int | None = None) -> str:
     if bn == "batch":
         return "batch statistics: a picture depends on those that it is drawn with"
     return f"{bn} statistics" + (f" of {standing:,} latents" if standing else "")
+
+
+def drawn_with(opened: Opened, options: DrawOptions) -> str:
+    """Say in words which statistics and latents pictures are drawn with."""
+    if options.truncation is None:
+        return words_of(options.bn, options.standing)
+    is_measured = options.bn == "standing" and has_statistics(opened.generator)
+    words = words_of(options.bn, (options.standing or STANDING) if is_measured else None)
+    return f"{words}, latents cut off at ±{options.truncation:g}"
 
 
 def save_picture(
@@ -121,11 +133,16 @@ def _draw_grid(
     opened: Opened, out: str, seeds: Sequence[int], classes: Sequence[int], options: SampleOptions
 ) -> tuple[int, int]:
     """All seeds of a class in a row, or all seeds in rows; returns (width, height)."""
-    z, y = _inputs(opened, seeds, classes)
-    with opened.use_(options.bn, standing=options.standing):
+    z, y = _inputs(opened, seeds, classes, options.truncation)
+    with using_(opened, options):
         drawn = sample(opened.generator, z, y, bn=options.bn, device=resolve_device(options.device))
-    columns = options.columns or (len(seeds) if classes else 0)
-    page = grid(drawn, columns, options.scale or 2)
+    scale = options.scale or 2
+    if classes:
+        by_class = drawn.unflatten(0, (len(classes), len(seeds)))
+        names = [opened.classes[number] for number in classes]
+        page = class_grid(by_class, names, options.columns or 0, scale, options.labels)
+    else:
+        page = grid(drawn, options.columns or 0, scale)
     save_picture(page, out, overwrite=options.overwrite)
     return page.size
 
@@ -139,14 +156,14 @@ def _draw_files(
     progress: Callable[[str, int], object],
 ) -> tuple[int, int]:
     check_folder(folder)
-    z, y = _inputs(opened, seeds, classes)
+    z, y = _inputs(opened, seeds, classes, options.truncation)
     paths = [folder / name for name in _file_names(seeds, classes, opened.classes)]
     for path in paths:
         check_writable(path, options.overwrite)
     # the pictures of a batch belong together where they share its statistics
     part = len(z) if options.bn == "batch" else _PART
     size = 0, 0
-    with opened.use_(options.bn, standing=options.standing):
+    with using_(opened, options):
         for start in range(0, len(z), part):
             of = slice(start, start + part)
             labels = None if y is None else y[of]
@@ -160,11 +177,16 @@ def _draw_files(
     return size
 
 
+def using_(opened: Opened, options: DrawOptions) -> Undo:
+    """Put the statistics that are asked for into a generator; see `Opened.use_`."""
+    return opened.use_(options.bn, standing=options.standing, truncation=options.truncation)
+
+
 def _inputs(
-    opened: Opened, seeds: Sequence[int], classes: Sequence[int]
+    opened: Opened, seeds: Sequence[int], classes: Sequence[int], truncation: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Latents (N, latent) and labels (N,), class after class, every seed in each."""
-    z = latents(seeds, opened.latent)
+    z = latents(seeds, opened.latent, truncation)
     if not classes:
         return z, None
     y = torch.tensor(classes).repeat_interleave(len(seeds))

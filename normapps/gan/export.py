@@ -24,10 +24,11 @@ from ..models.onnx import Dynamic, check_deploy, to_onnx
 from ..models.pt2 import to_pt2
 from .drawing import words_of
 from .gradient_norm import GradientNormalized
+from .opening import open_generator
 from .plain import plain
 from .run import open_run
 from .sample_options import GanExportOptions
-from .sampling import latents, open_generator
+from .sampling import latents
 
 SUFFIXES = (".onnx", ".pt2")
 _BATCH = 4

@@ -1,9 +1,10 @@
-"""Ways from seed to seed: spherical interpolation of latents, as a grid or an animation."""
+"""Ways from seed to seed, spherical, or from class to class, as a grid or an animation."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from ..data.write import writable_format
 from ..engine.device import resolve_device
 from ..errors import InputError
 from ..files import check_writable
-from .drawing import Drawing, save_picture, words_of
+from .drawing import Drawing, drawn_with, save_picture, using_
+from .opening import Opened, open_generator
+from .pages import class_grid
 from .sample_options import InterpolateOptions, choose_classes
-from .sampling import Opened, grid, latents, open_generator, sample
+from .sampling import latents, sample
 
 ANIMATED = (".gif", ".webp")
 """Suffixes of files that hold an animation."""
@@ -69,6 +72,26 @@ def way(z: Tensor, frames: int, loop: bool = False) -> Tensor:
     return torch.cat(steps if loop else [*steps, z[-1:]])
 
 
+def mixtures(classes: Sequence[int], count: int, frames: int, loop: bool = False) -> Tensor:
+    """Go from class to class as `way` does from latent to latent, along straight lines.
+
+    Conditional layers take weights of classes and mix their scales and shifts by them, which is
+    what the authors do to morph between classes (Miyato & Koyama 2018, section 5.1).
+
+    Args:
+        classes: two or more, by number.
+        count: classes in all.
+        frames, loop: as `way`.
+
+    Returns:
+        (L, count) float32, rows that sum to 1.
+    """
+    corners = torch.eye(count)[[*classes, *([classes[0]] if loop else [])]]
+    t = torch.arange(frames).unsqueeze(1) / frames
+    steps = [torch.lerp(start, end, t) for start, end in pairwise(corners)]
+    return torch.cat(steps if loop else [*steps, corners[-1:]])
+
+
 def interpolate(
     spec: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -78,13 +101,14 @@ def interpolate(
 
     Args:
         spec: the generator, as `open_generator` takes it.
-        out: `.gif` or `.webp` becomes an animation, of all classes side by side; another picture
-            file a grid, a row from each seed to the next (for every class).
+        out: `.gif` or `.webp` becomes an animation, of all classes (between classes: of all
+            seeds) below one another; another picture file a grid of the same, a row from each seed
+            (class) to the next.
         options: which seeds, and how.
 
     Raises:
-        InputError: no such generator, class or statistics; a file that exists or cannot be
-            written.
+        InputError: no such generator, class or statistics; fewer than two classes to go between;
+            a file that exists or cannot be written.
     """
     options = options or InterpolateOptions()
     writable_format(out)
@@ -94,52 +118,71 @@ def interpolate(
         raise InputError(f"{out}: this Pillow has no WebP; write a .gif")
     opened = open_generator(spec)
     classes = choose_classes(options.classes, opened.classes, len(opened.classes))
-    drawn = _drawn(opened, classes, options)
-    size = (_animate if is_animation else _lay_out)(drawn, out, options)
+    if options.between == "classes" and len(set(classes)) < 2:
+        raise InputError(
+            "--between classes: needs two of them; give --class twice, or leave it out"
+        )
     names = tuple(opened.classes[number] for number in classes)
+    drawn = _drawn(opened, classes, options)
+    size = (_animate if is_animation else _lay_out)(drawn, names, out, options)
     count = drawn.shape[0] * drawn.shape[1]
     return Drawing(
         Path(out),
         tuple(options.numbers),
         names,
-        words_of(options.bn, options.standing),
+        drawn_with(opened, options),
         count,
         size,
     )
 
 
 def _drawn(opened: Opened, classes: Sequence[int], options: InterpolateOptions) -> Tensor:
-    """The way, once a class: (classes or 1, frames, C, H, W) uint8."""
-    z = way(latents(options.numbers, opened.latent), options.frames, options.loop)
+    """The way, once a class (between classes: once a seed): (ways, frames, C, H, W) uint8."""
+    z = latents(options.numbers, opened.latent, options.truncation)
+    ways: list[tuple[Tensor, Tensor | None]]
+    if options.between == "classes":
+        y = mixtures(classes, len(opened.classes), options.frames, options.loop)
+        ways = [(each.expand(len(y), -1), y) for each in z]
+    else:
+        z = way(z, options.frames, options.loop)
+        ways = [(z, torch.full((len(z),), number)) for number in classes] or [(z, None)]
     device = resolve_device(options.device)
-    labels: list[Tensor | None] = [torch.full((len(z),), number) for number in classes]
-    found = []
-    with opened.use_(options.bn, standing=options.standing):
-        for y in labels or [None]:
-            found.append(sample(opened.generator, z, y, bn=options.bn, device=device))
-    return torch.stack(found)
+    with using_(opened, options):
+        drawn = [sample(opened.generator, *each, bn=options.bn, device=device) for each in ways]
+    return torch.stack(drawn)
 
 
 def _lay_out(
-    drawn: Tensor, out: str | os.PathLike[str], options: InterpolateOptions
+    drawn: Tensor,
+    names: Sequence[str],
+    out: str | os.PathLike[str],
+    options: InterpolateOptions,
 ) -> tuple[int, int]:
-    """A row a stretch, with the seed at both of its ends."""
-    rows = []
-    for of_class in drawn:
-        around = torch.cat([of_class, of_class[:1]]) if options.loop else of_class
-        starts = range(0, len(around) - 1, options.frames)
-        rows += [around[start : start + options.frames + 1] for start in starts]
-    page = grid(torch.cat(rows), options.frames + 1, options.scale)
+    """A row a stretch, with the seed or class at both of its ends."""
+    around = torch.cat([drawn, drawn[:, :1]], 1) if options.loop else drawn
+    starts = range(0, around.shape[1] - 1, options.frames)
+    parts = [around[:, start : start + options.frames + 1] for start in starts]
+    rows = torch.cat(parts, 1)
+    if options.between == "classes":
+        ends = zip(names, [*names[1:], names[0]], strict=True)
+        names = [f"{start} → {end}" for start, end in ends][: len(parts)] * len(drawn)
+        rows = torch.stack(parts, 1).flatten(0, 1)
+    page = class_grid(rows, names, options.frames + 1, options.scale, options.labels)
     save_picture(page, out, overwrite=options.overwrite)
     return page.size
 
 
 def _animate(
-    drawn: Tensor, out: str | os.PathLike[str], options: InterpolateOptions
+    drawn: Tensor,
+    names: Sequence[str],
+    out: str | os.PathLike[str],
+    options: InterpolateOptions,
 ) -> tuple[int, int]:
     """A frame a step, repeated for ever."""
+    shown = names if options.between == "seeds" else ()
     pages = [
-        _indexed(grid(drawn[:, frame], 0, options.scale), out) for frame in range(drawn.shape[1])
+        _indexed(class_grid(each, shown, 0, options.scale, options.labels), out)
+        for each in drawn.split(1, 1)
     ]
     how = {"save_all": True, "append_images": pages[1:], "duration": options.duration, "loop": 0}
     save_picture(pages[0], out, overwrite=options.overwrite, **how)

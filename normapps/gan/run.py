@@ -17,8 +17,8 @@ from ..errors import InputError, UsageError
 from ..models.folder import load_model
 from ..options import flag, from_json
 from .networks import Shape, make_discriminator
+from .opening import generator_folder
 from .options import FREE, TrainOptions
-from .sampling import GENERATOR
 
 SAMPLES = "samples"
 """The folder of grids, `STEP.png`, in a run folder."""
@@ -67,7 +67,7 @@ class Run:
         Raises:
             InputError: it is not written yet, or is damaged.
         """
-        return load_model(self.folder / GENERATOR)
+        return load_model(generator_folder(self.folder))
 
     def discriminator(self) -> nn.Module:
         """Return the discriminator of the checkpoint, normalized, in eval mode on the CPU.

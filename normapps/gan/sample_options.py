@@ -42,6 +42,12 @@ class DrawOptions:
     standing: int | None = option(
         None, "measure the standing statistics anew, over so many latents", low=2
     )
+    truncation: float | None = option(
+        None,
+        "cut the latents off at ± this: likelier pictures, less varied (0.7 is usual); standing"
+        " statistics are measured over such latents",
+        low=0.01,
+    )
     device: str = device_option()
     overwrite: bool = option(False, "replace existing files")
 
@@ -68,8 +74,9 @@ class SampleOptions(DrawOptions):
         None, "times as large, pixel for pixel; 2 in a grid, 1 in single files", low=1, high=64
     )
     columns: int | None = option(
-        None, "pictures a row of the grid; of a conditional generator one row a class", low=1
+        None, "pictures a row of the grid; a class begins a new row", low=1, high=10_000
     )
+    labels: bool = option(True, "write the names of the classes beside their rows")
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,20 @@ class InterpolateOptions(DrawOptions):
         InputError: a value out of range; the line names the flag.
     """
 
-    frames: int = option(8, "pictures from one seed to the next, its own counted", low=1, high=1000)
-    loop: bool = option(False, "go on from the last seed to the first")
+    between: str = option(
+        "seeds",
+        "go from seed to seed; or, for each seed, from class to class",
+        choices=("seeds", "classes"),
+    )
+    frames: int = option(8, "pictures from one to the next, its own counted", low=1, high=1000)
+    loop: bool = option(False, "go on from the last one to the first")
     duration: int = option(80, "milliseconds a picture, of an animation", low=10, high=10_000)
     scale: int = option(2, "times as large, pixel for pixel", low=1, high=64)
+    labels: bool = option(True, "write the names of the classes beside their rows")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.numbers)) < 2:
+        if self.between == "seeds" and len(set(self.numbers)) < 2:
             raise InputError(f"--seeds {self.seeds}: a way needs two of them, as 0-3")
 
 

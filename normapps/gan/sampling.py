@@ -1,4 +1,4 @@
-"""Drawing from a generator: latents by seed, three kinds of batch-norm statistics, grids.
+"""Drawing from a generator: latents by seed, three kinds of batch-norm statistics.
 
 Where published scores could not be reproduced, it was mostly the statistics: a generator's batch
 norms draw with running ones (of training), with a batch's own, or with standing ones, accumulated
@@ -9,29 +9,17 @@ are its population, so they are measured as any network's; exact, where the usua
 from __future__ import annotations
 
 import copy
-import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..engine.device import evaluating
 from ..errors import InputError, unknown
-from ..models.folder import MANIFEST, Manifest, load_model, read_manifest
-from ..models.shipped import list_shipped, resolve_model
-from ..models.sngan import SnganGenerator
-from ..norm.population import Population, apply_, measure, population_layers
+from ..norm.population import apply_, measure, population_layers
 from ..norm.undo import Undo
 from .sample_options import BN_MODES
-
-GENERATOR, RUNNING = "generator", "running.safetensors"
-"""The generator's model folder in a run, and in it the running statistics of training."""
 
 CHUNK = 16
 """Pictures that are computed together. Always as many: kernels round otherwise for other numbers,
@@ -40,109 +28,41 @@ and a seed would not give the same picture in every batch."""
 STANDING = 4096
 """Latents that standing statistics are measured over, unless told otherwise."""
 
-_GAP = 2
 
-
-@dataclass(frozen=True)
-class Opened:
-    """A generator and what its folder says of it.
-
-    Attributes:
-        generator: in eval mode, with standing statistics in its batch norms.
-        folder: its model folder.
-        name: what it was opened by.
-        classes: names of the classes by number; numbers where no names are known; empty for a
-            generator without classes.
-        running: the running statistics of training, where the folder has them.
-        manifest: of the folder.
-    """
-
-    generator: SnganGenerator
-    folder: Path
-    name: str
-    classes: tuple[str, ...]
-    running: Population | None
-    manifest: Manifest
-
-    @property
-    def latent(self) -> int:
-        """How many numbers a latent has."""
-        return self.generator.latent
-
-    def use_(self, bn: str, *, standing: int | None = None, seed: int = 0) -> Undo:
-        """Put the statistics of a mode into the generator's batch norms.
-
-        Args:
-            bn: one of `BN_MODES`. `standing` leaves those that the folder has, `batch` too:
-                `sample` measures then.
-            standing: number of latents to measure the standing ones over; None leaves them.
-            seed: of these latents.
-
-        Raises:
-            InputError: an unknown mode, or the folder has no running statistics.
-        """
-        check_mode(self.generator, bn)
-        if bn == "running":
-            if self.running is None:
-                raise InputError(
-                    f"{self.folder}: has no {RUNNING}, statistics of training; use --bn standing"
-                )
-            # measured in training, and so under the weights that are averaged here
-            return apply_(self.generator, self.running, strict=False)
-        return Undo() if standing is None else standing_(self.generator, standing, seed=seed)
-
-
-def open_generator(spec: str | os.PathLike[str]) -> Opened:
-    """Open a generator by the run that trained it, its model folder, or a shipped one's name.
-
-    Raises:
-        InputError: there is none, or what is there is no generator.
-    """
-    folder = generator_folder(spec)
-    manifest = read_manifest(folder)
-    generator = load_model(folder)
-    if not is_generator(generator):
-        raise InputError(
-            f"{folder}: is no generator but a {manifest.builder}; give a run of `gan train`"
-        )
-    count = generator.num_classes
-    named = tuple(map(str, manifest.preprocessing.get("classes", ())))
-    classes = named if len(named) == count else tuple(map(str, range(count)))
-    path = folder / RUNNING
-    running = Population.load(path) if path.is_file() else None
-    return Opened(generator, folder, os.fspath(spec), classes, running, manifest)
-
-
-def generator_folder(spec: str | os.PathLike[str]) -> Path:
-    """Return the model folder of a run, or the folder or shipped model that is named.
-
-    Raises:
-        InputError: there is none, or a run that has not written its generator yet.
-    """
-    path = Path(spec).expanduser()
-    if os.fspath(spec) not in list_shipped() and path.is_dir():
-        if (path / GENERATOR / MANIFEST).is_file():
-            return path / GENERATOR
-        if (path / "options.json").is_file() and not (path / MANIFEST).is_file():
-            raise InputError(
-                f"{path}: has no {GENERATOR}/ yet; `normapps gan train --resume -o {path}` goes on"
-            )
-    return resolve_model(spec)
-
-
-def is_generator(model: nn.Module) -> TypeGuard[SnganGenerator]:
-    """Whether a network is one that draws pictures of latents."""
-    return isinstance(model, SnganGenerator)
-
-
-def latents(seeds: Sequence[int], latent: int) -> Tensor:
+def latents(seeds: Sequence[int], latent: int, truncation: float | None = None) -> Tensor:
     """Draw a latent for every seed; one seed always gives the same, beside whichever others.
+
+    Args:
+        seeds: of the rows.
+        latent: numbers a row.
+        truncation: cut the distribution off there; see `truncated`.
 
     Returns:
         (N, latent) float32 on the CPU, z ~ N(0, I).
     """
     rows = [torch.randn(latent, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, latent)
+    z = torch.stack(rows) if rows else torch.empty(0, latent)
+    return z if truncation is None else truncated(z, truncation)
+
+
+def truncated(z: Tensor, most: float) -> Tensor:
+    """Turn normal latents into ones cut off at ±`most` (Brock et al. 2019, section 3.1).
+
+    z ↦ Φ⁻¹(½ + (2Φ(most) − 1)·(Φ(z) − ½)) has just the distribution that is left when numbers
+    beyond are drawn anew, as the paper does. Where we differ: nothing is drawn, so that a seed
+    changes little by little with `most` and stays recognizable.
+
+    Args:
+        z: of any shape, from N(0, I).
+        most: above 0.
+
+    Returns:
+        float32 in [−most, most].
+    """
+    share = torch.special.ndtr(z.double()) - 0.5
+    inside = 2 * torch.special.ndtr(torch.tensor(most, dtype=torch.float64)) - 1
+    found: Tensor = torch.special.ndtri(0.5 + inside * share).clamp(-most, most).float()
+    return found
 
 
 def sample(
@@ -160,7 +80,7 @@ def sample(
         generator: called as `generator(z, y)`; the statistics in it are those that are used (see
             `Opened.use_`), but for `bn="batch"`.
         z: (N, latent).
-        y: (N,) int64 classes, for a conditional generator.
+        y: (N,) int64 classes, for a conditional generator; or (N, classes) weights that mix them.
         bn: `batch` draws with the statistics of the pictures that are computed together, so that
             a picture depends on its neighbours; the other modes do not.
         device: where to draw; None is the generator's own. The generator is moved there.
@@ -196,7 +116,12 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def standing_(
-    generator: nn.Module, count: int = STANDING, *, batch_size: int = 64, seed: int = 0
+    generator: nn.Module,
+    count: int = STANDING,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    truncation: float | None = None,
 ) -> Undo:
     """Measure a generator's statistics over many latents, and write them into its batch norms.
 
@@ -209,6 +134,7 @@ def standing_(
         count: number of latents.
         batch_size: drawn together; better as large as in training.
         seed: of the latents.
+        truncation: cut the latents off there; see `truncated`.
 
     Returns:
         A handle that takes it back.
@@ -218,7 +144,7 @@ def standing_(
     """
     if not has_statistics(generator):
         return Undo()
-    drawing = _Indexed(generator, count, seed)
+    drawing = _Indexed(generator, count, seed, truncation)
     batches = torch.arange(count).split(batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1:  # alone it may have nothing to be measured by
         batches = (*batches[:-2], torch.cat(batches[-2:]))
@@ -242,55 +168,19 @@ def check_mode(generator: nn.Module, bn: str) -> None:
         raise InputError(f"--bn {bn}: the generator has no layer with running statistics")
 
 
-def grid(images: Tensor, columns: int = 0, scale: int = 1) -> Image.Image:
-    """Lay pictures out in rows, on white.
-
-    Args:
-        images: (N, C, H, W) uint8 of 1 or 3 channels.
-        columns: pictures a row; 0 takes one row for up to 8 pictures, else about a square.
-        scale: each pixel becomes scale·scale of them.
-
-    Raises:
-        InputError: no pictures, or another number of channels.
-    """
-    if len(images) == 0:
-        raise InputError("a grid needs at least one picture")
-    columns = columns or (len(images) if len(images) <= 8 else math.ceil(math.sqrt(len(images))))
-    columns, rows = min(columns, len(images)), math.ceil(len(images) / columns)
-    height, width = (side * scale + _GAP for side in images.shape[2:])
-    tiles = [picture(image, scale) for image in images]
-    page = Image.new(tiles[0].mode, (columns * width - _GAP, rows * height - _GAP), "white")
-    for index, tile in enumerate(tiles):
-        page.paste(tile, (index % columns * width, index // columns * height))
-    return page
-
-
-def picture(image: Tensor, scale: int = 1) -> Image.Image:
-    """Turn one picture, (C, H, W) uint8 of 1 or 3 channels, into Pillow's, mode L or RGB.
-
-    Raises:
-        InputError: another number of channels.
-    """
-    channels, height, width = image.shape
-    if channels not in (1, 3):
-        raise InputError(f"pictures of {channels} channels cannot be shown; only of 1 or 3")
-    pixels = image.cpu().numpy()
-    whole = Image.fromarray(
-        pixels[0] if channels == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    )
-    return whole.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-
-
 class _Indexed(nn.Module):
     """A generator that draws by number: latents from a store, classes in turn."""
 
-    def __init__(self, generator: nn.Module, count: int, seed: int) -> None:
+    def __init__(
+        self, generator: nn.Module, count: int, seed: int, truncation: float | None
+    ) -> None:
         super().__init__()
         self.generator = generator
         self.classes = int(getattr(generator, "num_classes", 0))
         latent: Any = getattr(generator, "latent")  # noqa: B009  not typed
         random = torch.Generator().manual_seed(seed)
-        self.store = torch.randn(count, latent, generator=random)
+        store = torch.randn(count, latent, generator=random)
+        self.store = store if truncation is None else truncated(store, truncation)
 
     def forward(self, index: Tensor) -> Tensor:
         """Draw the pictures of the numbers (N,) int64."""

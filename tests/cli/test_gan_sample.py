@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from normapps.cli.main import app
 from normapps.errors import InputError
+from normapps.gan.opening import open_generator
+from normapps.gan.pages import grid
 from normapps.gan.sample_options import choose_classes, read_seeds
-from normapps.gan.sampling import grid, latents, open_generator, sample
+from normapps.gan.sampling import latents, sample
 from normapps.models import shipped
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "gan"))
@@ -53,14 +55,40 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def test_a_grid_has_a_row_a_class(run: Path, tmp_path: Path) -> None:
-    done = _do("sample", "-m", run, "--seeds", "3,0-1", "--scale", 1, "-o", tmp_path / "g.png")
+    given = ("--seeds", "3,0-1", "--scale", 1, "--no-labels")
+    done = _do("sample", "-m", run, *given, "-o", tmp_path / "g.png")
     assert done.exit_code == 0
-    assert "rows: T-shirt/top, bag" in done.stdout
+    assert "classes: T-shirt/top, bag" in done.stdout
     assert "6 pictures, standing statistics, 88×58 pixels" in done.stdout
     opened = open_generator(run)
     z = latents([3, 0, 1], 6)
     rows = [sample(opened.generator, z, torch.full((3,), label)) for label in (0, 1)]
     assert np.array_equal(_pixels(tmp_path / "g.png"), np.asarray(grid(torch.cat(rows), 3)))
+
+
+def test_a_grid_names_its_classes(run: Path, tmp_path: Path) -> None:
+    given = ("sample", "-m", run, "--seeds", "0-2", "--columns", 2)
+    _do(*given, "-o", tmp_path / "named.png")
+    _do(*given, "--no-labels", "-o", tmp_path / "bare.png")
+    named, bare = _pixels(tmp_path / "named.png"), _pixels(tmp_path / "bare.png")
+    assert bare.shape == (4 * 58 - 2, 2 * 58 - 2)  # each class begins a row
+    assert np.all(bare[58:114, 58:] == 255)
+    assert np.array_equal(named[:, -bare.shape[1] :], bare)
+    margin = named[:, : -bare.shape[1]]
+    for rows in (margin[:116], margin[116:]):
+        assert rows.min() < 64
+
+
+def test_cut_off_latents_draw_with_their_own_statistics(run: Path, tmp_path: Path) -> None:
+    given = ("--truncation", "0.5", "--standing", 32, "--seeds", "0-1", "--class", "bag")
+    done = _do("sample", "-m", run, *given, "--scale", 1, "-o", tmp_path)
+    assert "standing statistics of 32 latents, latents cut off at ±0.5" in done.stdout
+    opened = open_generator(run)
+    opened.use_("standing", standing=32, truncation=0.5)
+    wanted = sample(opened.generator, latents([0], 6, 0.5), torch.tensor([1]))[0, 0].numpy()
+    assert np.array_equal(_pixels(tmp_path / "seed0000-bag.png"), wanted)
+    before = sample(open_generator(run).generator, latents([0], 6, 0.5), torch.tensor([1]))
+    assert not np.array_equal(before[0, 0].numpy(), wanted)
 
 
 def test_files_are_named_by_seed_and_class(run: Path, plain: Path, tmp_path: Path) -> None:
@@ -164,6 +192,25 @@ def test_a_way_is_drawn(run: Path, tmp_path: Path) -> None:
     assert "5 pictures" in done.stdout
     with Image.open(tmp_path / "way.gif") as file:
         assert getattr(file, "n_frames", 1) == 5
+
+
+def test_a_way_goes_from_class_to_class(run: Path, plain: Path, tmp_path: Path) -> None:
+    given = ("interpolate", "--between", "classes", "--scale", 1)
+    more = ("--seeds", "5-6", "--frames", 3, "--loop", "--no-labels", "-o", tmp_path / "way.png")
+    done = _do(*given, "-m", run, *more)
+    assert "12 pictures" in done.stdout
+    page = _pixels(tmp_path / "way.png")
+    assert page.shape == (4 * 30 - 2, 4 * 30 - 2)  # two seeds, there and back
+    generator, z = open_generator(run).generator, latents([5, 6], 6)
+    ends = [sample(generator, z[1:], torch.tensor([label]))[0, 0].numpy() for label in (0, 1)]
+    assert np.array_equal(page[60:88, :28], ends[0])
+    assert np.array_equal(page[60:88, 90:], ends[1])
+    assert np.array_equal(page[90:, 90:], ends[0])
+    third = sample(generator, z[1:], torch.tensor([[2 / 3, 1 / 3]]))[0, 0].numpy()
+    assert np.array_equal(page[60:88, 30:58], third)
+    for where, chosen in ((run, ("--class", "bag")), (plain, ())):
+        said = _refused(*given, "-m", where, *chosen, "-o", tmp_path / "none.png")
+        assert "--between classes: " in said
 
 
 def test_a_generator_is_exported(plain: Path, tmp_path: Path) -> None:

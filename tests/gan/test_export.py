@@ -14,9 +14,11 @@ import torch
 
 from normapps.errors import InputError, UsageError
 from normapps.gan.export import export_discriminator, export_generator
+from normapps.gan.opening import open_generator
+from normapps.gan.pages import grid
 from normapps.gan.run import open_run
 from normapps.gan.sample_options import GanExportOptions
-from normapps.gan.sampling import grid, latents, open_generator, sample
+from normapps.gan.sampling import latents, sample
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gan_runs import make_generator, make_run

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from normapps.errors import InputError
-from normapps.gan.sampling import (
-    grid,
-    latents,
-    open_generator,
-    picture,
-    sample,
-    standing_,
-    to_bytes,
-)
+from normapps.gan.opening import open_generator
+from normapps.gan.pages import grid, picture
+from normapps.gan.sampling import latents, sample, standing_, to_bytes, truncated
 from normapps.models.folder import build
 from normapps.norm import create_norm
 
@@ -235,3 +229,22 @@ def test_what_cannot_be_shown_is_refused() -> None:
         grid(torch.zeros(0, 1, 2, 2, dtype=torch.uint8))
     with pytest.raises(InputError, match="pictures of 2 channels"):
         picture(torch.zeros(2, 2, 2, dtype=torch.uint8))
+
+
+def test_truncated_latents_have_the_distribution_of_draws_within() -> None:
+    z = latents([0], 200_000)[0]
+    cut = truncated(z, 0.7)
+    assert cut.dtype == torch.float32
+    assert float(cut.abs().max()) <= 0.7
+    inside = z[z.abs() < 0.7].double()  # what is left if those beyond are drawn anew
+    assert float(cut.double().std()) == pytest.approx(float(inside.std()), rel=0.01)
+    at = torch.linspace(0.05, 0.95, 19).double()
+    wanted = torch.quantile(inside, at)
+    assert torch.allclose(torch.quantile(cut.double(), at), wanted, atol=0.01)
+
+
+def test_a_latent_keeps_its_order_however_much_is_cut_off() -> None:
+    z = torch.tensor([-40.0, -3.0, -0.2, 0.0, 1.0, 3.0, 40.0])
+    assert torch.all(truncated(z, 1.0).diff() >= 0)
+    assert torch.allclose(truncated(z, 30.0)[1:-1], z[1:-1], atol=1e-6)
+    assert torch.equal(latents([3, 4], 5, 0.5), truncated(latents([3, 4], 5), 0.5))

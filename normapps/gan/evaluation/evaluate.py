@@ -18,7 +18,7 @@ from ...models.folder import MANIFEST
 from ...models.shipped import list_shipped
 from ..data import read_pool
 from ..drawing import words_of
-from ..sampling import GENERATOR, Opened, open_generator
+from ..opening import GENERATOR, Opened, open_generator
 from .extractors import open_extractor
 from .options import EvaluateOptions
 from .provenance import Provenance

@@ -16,7 +16,8 @@ from normapps.gan.evaluation.evaluate import Evaluation, evaluate
 from normapps.gan.evaluation.extractors import open_extractor
 from normapps.gan.evaluation.frechet import feature_moments, frechet_distance
 from normapps.gan.evaluation.options import EvaluateOptions
-from normapps.gan.sampling import RUNNING, latents, open_generator, sample
+from normapps.gan.opening import RUNNING, open_generator
+from normapps.gan.sampling import latents, sample
 from normapps.models.folder import build, save_model
 from normapps.norm.population import Population, apply_
 
