@@ -24,9 +24,9 @@ def test_a_full_disk(tmp_path: Path, error: Exception, has_checkpoint: bool) -> 
         (tmp_path / "checkpoint").mkdir()
         (tmp_path / "checkpoint" / "latest.safetensors").touch()
     then = f"`normapps gan train --resume -o {tmp_path}` goes on" if has_checkpoint else "begin aga"
-    with pytest.raises(InputError, match="the disk is full; make room, then ") as found:
-        with room(tmp_path, "gan train"):
-            raise error
+    wanted = pytest.raises(InputError, match="the disk is full; make room, then ")
+    with wanted as found, room(tmp_path, "gan train"):
+        raise error
     assert then in str(found.value)
 
 
@@ -35,9 +35,9 @@ def test_a_full_disk(tmp_path: Path, error: Exception, has_checkpoint: bool) -> 
     [MemoryError(), RuntimeError("CUDA out of memory."), RuntimeError("can't allocate memory: 12")],
 )
 def test_too_little_memory(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(InputError, match="out of memory; .* --batch-size"):
-        with room(tmp_path, "gan train"):
-            raise error
+    wanted = pytest.raises(InputError, match=r"out of memory; .* --batch-size")
+    with wanted, room(tmp_path, "gan train"):
+        raise error
 
 
 @pytest.mark.parametrize(

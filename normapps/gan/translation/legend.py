@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...errors import InputError
 
@@ -87,6 +87,8 @@ def read_map(file: BinaryIO, name: str) -> LabelMap:
                 raise InputError(f"{name}: a JPEG smears classes; save label maps as PNG")
             image.load()
             return _label_map(image, name)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: is no picture; save label maps as PNG") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -151,6 +152,20 @@ class TranslateEvaluateOptions:
             raise InputError("-m is missing; name a run of translate train, or a model folder")
 
 
+def check_kind(folder: Path, kind: type[FrameOptions]) -> None:
+    """Refuse a folder that holds a run of something else.
+
+    Raises:
+        InputError: its `options.json` has an option that the class `kind` does not have.
+    """
+    try:
+        saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # there is none, or reading it as options tells what is wrong with it
+    if isinstance(saved, dict) and not saved.keys() <= {each.name for each in fields(kind)}:
+        raise InputError(f"{folder}: holds a run of another kind; choose another -o")
+
+
 def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> Framed:
     """Return the options with which `--resume -o RUN` goes on: the run's own.
 
@@ -171,6 +186,7 @@ def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> 
     if not (folder / "options.json").is_file():
         raise InputError(f"{folder}: holds no run to resume; leave --resume out to begin one")
     kind = type(given)
+    check_kind(folder, kind)
     saved = from_json(kind, folder / "options.json")
     if names is None:
         names = [e.name for e in fields(kind) if getattr(given, e.name) != e.default]

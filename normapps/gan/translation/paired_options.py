@@ -45,6 +45,8 @@ class PairedOptions(FrameOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.hold_out == 1:
+            raise InputError("--hold-out 1: keeps every pair; must be 0, or at least 2")
         if self.size % 2**self.ups:
             raise InputError(
                 f"--size {self.size}: must be a multiple of {2**self.ups}, 2 to the --ups "

@@ -17,7 +17,7 @@ from ...engine.run import has_checkpoint
 from ...errors import UsageError
 from ...files import atomic_path
 from ..room import room
-from .options import FrameOptions, TranslateOptions
+from .options import FrameOptions, TranslateOptions, check_kind
 from .task import TranslationTask
 
 MakeTask = Callable[[World, torch.device], TranslationTask]
@@ -62,6 +62,7 @@ def check_run(options: FrameOptions, folder: Path) -> None:
     Raises:
         InputError: it holds something else, or a run of other options that is to be kept.
     """
+    check_kind(folder, type(options))
     check_folder(folder, type(options))
     if has_checkpoint(folder / CHECKPOINT) and not options.overwrite:
         check_fixed(folder, options, options.fixed)

@@ -87,7 +87,7 @@ def test_an_orientation_does_not_turn_a_map() -> None:
     ("file", "said"),
     [
         (_saved(Image.fromarray(RGB), "JPEG"), "m.jpg: a JPEG smears classes; save .* as PNG"),
-        (io.BytesIO(b"nothing"), "m.jpg: cannot be read as a label map"),
+        (io.BytesIO(b"nothing"), "m.jpg: is no picture; save label maps as PNG"),
         (io.BytesIO(_saved(Image.fromarray(IDS)).getvalue()[:50]), "m.jpg: cannot be read"),
         (_saved(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "m.jpg: a picture of mode CMYK"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from normapps.errors import InputError, UsageError
 from normapps.gan.translation.options import TranslateOptions, TranslateRunOptions, resumed
+from normapps.gan.translation.paired_options import PairedOptions
 from normapps.options import to_json
 
 STARTED = TranslateOptions(source="a", target="b", steps=50, width=8, stop_after=10)
@@ -47,6 +48,19 @@ def test_a_default_that_was_typed_counts(folder: Path) -> None:
     assert resumed(folder, TranslateOptions(width=32)).width == 8
     with pytest.raises(UsageError, match="--width 32"):
         resumed(folder, TranslateOptions(width=32), ["width"])
+
+
+def test_a_run_of_another_kind_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="holds a run of another kind; choose another -o"):
+        resumed(folder, PairedOptions())
+    (folder / "options.json").write_text("{")
+    with pytest.raises(InputError, match=r"options\.json"):
+        resumed(folder, TranslateOptions())
+
+
+def test_pairs_must_be_left_to_train_on() -> None:
+    with pytest.raises(InputError, match="--hold-out 1: keeps every pair"):
+        PairedOptions(hold_out=1)
 
 
 def test_there_must_be_a_run(tmp_path: Path) -> None:
