@@ -98,7 +98,7 @@ def digits(options: argparse.Namespace) -> None:
 
 def pacs(options: argparse.Namespace) -> None:
     """PACS, from the real ImageNet weights of EfficientNet-Lite0."""
-    from lite0 import PREPROCESSING, lite0
+    from normapps.models.lite0 import PREPROCESSING, open_lite0
 
     size = (options.size, options.size)
     wanted = replace(PREPROCESSING, size=size, resize=size, mode="squash")
@@ -123,7 +123,8 @@ def pacs(options: argparse.Namespace) -> None:
     ]
 
     def network(seed: int) -> tuple[Any, tuple[str, ...]]:
-        opened, fresh = with_classes(open_model(options.base) if options.base else lite0(), 7, seed)
+        base = open_model(options.base) if options.base else open_lite0()
+        opened, fresh = with_classes(base, 7, seed)
         return replace(opened, preprocessing=wanted), fresh
 
     recipe = {"steps": 150, "batch_size": 24, "lr": 0.01, "head_lr": 5.0, "crop": 0.7}

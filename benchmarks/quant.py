@@ -244,7 +244,7 @@ def _float_accuracy(network: Network) -> Estimate:
 
 
 def _lite0(options: argparse.Namespace) -> Network:
-    from lite0 import lite0 as published
+    from normapps.models.lite0 import open_lite0 as published
 
     opened = open_model(options.base) if options.base else published()
     first, others = photographs(options.shared, opened.preprocessing, CALIBRATED["photos"])

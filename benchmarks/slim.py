@@ -245,7 +245,7 @@ def lite0(options: argparse.Namespace) -> None:
     """EfficientNet-Lite0: what pruning costs a network that was never trained to be sparse."""
     runs = options.runs / "lite0"
     if not options.table:
-        from lite0 import lite0 as published
+        from normapps.models.lite0 import open_lite0 as published
 
         opened = open_model(options.base) if options.base else published()
         measured, judged = photographs(

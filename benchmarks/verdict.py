@@ -1,7 +1,7 @@
 """What the verdict of `adapt run` goes by, on photographs clean and corrupted, with and without
 labels: the table in `normapps.adapt.verdict`.
 
-Needs the research data beside the checkout and the weights of `lite0.py`.
+Needs the research data beside the checkout and the package of `normapps.models.lite0`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from lite0 import lite0
 from peers import SHARED
 from results import conditions, table, write_section
 
@@ -27,6 +26,7 @@ from normapps.data.corruptions import Corruption, parse_corruption
 from normapps.data.feed import Feed
 from normapps.data.pictures import Pictures
 from normapps.measure.interval import Estimate
+from normapps.models.lite0 import open_lite0
 
 CORRUPTIONS = ("clean", "saturate:3", "jpeg:5", "fog:4", "contrast:3", "gaussian_noise:3")
 HEAVY = ("pixelate:5", "defocus_blur:5", "gaussian_noise:5", "contrast:5")
@@ -80,7 +80,7 @@ def _listed(folder: Path) -> Path:
 
 
 def _row(name: str, method: str, place: Path, options: argparse.Namespace) -> list[str]:
-    opened = lite0()
+    opened = open_lite0()
     corruption = None if name == "clean" else Corruption(*parse_corruption(name), 0)
     chosen = Pictures(place, opened.preprocessing, limit=options.pictures, transform=corruption)
     device = torch.device(options.device)

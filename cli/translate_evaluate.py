@@ -21,8 +21,8 @@ def evaluate(
 ) -> None:
     """Measure the distance of the source's pictures to the target's, before and after.
 
-    Fréchet and kernel distance of the features of a named network, beside what one half of the
-    target scores against the other. Called FID under the FID's own network alone.
+    Fréchet and kernel distance of the features of a named network, beside what some pictures of the
+    target score against the others. Called FID under the FID's own network alone.
     """
     from normapps.gan.evaluation.scores import shown
     from normapps.gan.translation.evaluate import evaluate_translation

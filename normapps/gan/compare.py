@@ -36,10 +36,12 @@ class Scoring:
     Attributes:
         score: values by name, the one that decides first, and of it the lowest is best.
         lines: what the values are of: extractor, pictures, protocol.
+        on_the_way: the deciding one alone, for curves; None takes `score`.
     """
 
     score: Callable[[nn.Module], Mapping[str, float]]
     lines: tuple[str, ...] = ()
+    on_the_way: Callable[[nn.Module], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def _outcome(
             stopped = str(error)
             write_text(folder / STOPPED, json.dumps({"reason": stopped}) + "\n")
             break
-        scores[done] = dict(scoring.score(open_run(folder).generator()))
+        score = scoring.score if done == steps else scoring.on_the_way or scoring.score
+        scores[done] = dict(score(open_run(folder).generator()))
         write_text(folder / SCORES, json.dumps(scores, indent=2) + "\n")
     outcome = Outcome(variant, seed, folder, scores, stopped)
     say(f"{variant.name}, seed {seed}: {_told(outcome)}")

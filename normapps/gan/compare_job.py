@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..engine.loop import check_folder
@@ -13,9 +14,13 @@ from .compare_options import CompareOptions, Variant
 from .compare_report import compare_report
 from .evaluation.extractors import open_extractor
 from .evaluation.options import MeasureOptions
+from .evaluation.provenance import place_words
 from .evaluation.scorer import Scorer
-from .evaluation.scores import shown
+from .evaluation.scores import shown, singular_words
 from .train import read
+
+METRICS = ("frechet", "manifold")
+"""What is measured at the end of a run; on the way the first alone, which decides."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +68,24 @@ def make_scoring(options: CompareOptions, say: Callable[[str], object]) -> Scori
         InputError: pictures or an extractor that cannot be used.
     """
     chosen = MeasureOptions(
-        extractor=options.extractor, fakes=options.fakes, seed=options.seed, device=options.device
-    )
+        extractor=options.extractor, fakes=options.fakes, seed=options.seed,
+        device=options.device, metrics=METRICS,
+    )  # fmt: skip
     extractor = open_extractor(options.extractor, options.device)
     pool = read(options.recipe(options.variants[0], options.seed), say)
     scorer = Scorer(extractor, pool, chosen)
-    floor = scorer.floor().named(extractor.is_fid)
+    floor, width = scorer.floor().named(extractor.is_fid), scorer.real.features.shape[1]
+    few = singular_words(min(scorer.real.count, options.fakes), width)
+    too_few_pictures = [f"{few[0].upper()}{few[1:]}."] if few else []
     lines = (
-        f"Extractor {options.extractor}, sha256 {extractor.sha256[:12]}; "
+        f"Extractor {extractor.name}, sha256 {extractor.sha256[:8]}, {width:,} features; resizer "
         f"{extractor.describe_resizer(scorer.real.size)}.",
-        f"{scorer.real.count} real pictures of the part {options.split}, {options.fakes} drawn by "
-        "the averaged generator with standing statistics, at the step that is told.",
-        "One half of the real pictures against the other: "
+        f"{scorer.real.count:,} real pictures ({place_words(options.data)}, {options.split}), "
+        f"{options.fakes:,} drawn (seed {options.seed}) by the generator averaged with EMA "
+        f"{options.ema:g}, with standing statistics of {options.standing:,} latents, at the step "
+        "that is told; the last step's decides, none was chosen by its score.",
+        f"Floor, {scorer.held.count:,} real pictures against the {scorer.others.count:,} others: "
         + ", ".join(f"{name} {shown(name, value)}" for name, value in floor.items()) + ".",
+        *too_few_pictures,
     )  # fmt: skip
-    return Scoring(scorer, lines)
+    return Scoring(scorer, lines, partial(scorer, metrics=METRICS[:1]))

@@ -59,12 +59,12 @@ def test_a_plain_step_changes_both_networks() -> None:
 
 
 def test_the_command_of_a_card_trains_the_same() -> None:
-    from gan import _command
+    from gan_card import command
 
     options = TrainOptions(
         data="fashion-mnist", config="sngan-28", width=64, d_width=64, steps=20_000, flip=True
     ).resolved()
-    assert _command(options) == (
+    assert command(options) == (
         "normapps gan train --data fashion-mnist --config sngan-28 --steps 20000 --width 64"
         " --d-width 64 --flip -o RUN"
     )

@@ -36,14 +36,16 @@ def test_it_prints_one_table_and_writes_the_report(tmp_path: Path) -> None:
     code, printed, said = run(*given)
     assert code == 0
     head, *rows = printed.splitlines()[:3]
-    assert head.split()[:4] == ["norm", "seed", "fd", "kd"]
+    scores = ["fd", "precision", "recall", "density", "coverage"]
+    assert head.split() == ["norm", "seed", *scores, "images/s"]
     assert [row.split()[0] for row in rows] == ["none", "gn"]
     assert printed.splitlines()[-1] == str(out / "report.html")
     assert "gn, seed 0: fd " in said
     told = json.loads((out / "report.json").read_text())
     assert [each["norm"] for each in told["runs"]] == ["none", "gn"]
     assert f"{told['runs'][0]['scores']['1']['fd']:.4g}" in rows[0].split()
-    assert "sha256 6216b0ee1de8" in told["scored"][0]
+    assert told["scored"][0].startswith("Extractor fmnist-cnn, trained by gan classifier, sha256 ")
+    assert str(tmp_path) not in " ".join(told["scored"])
     code, again, _ = run(*given, "--json")
     assert json.loads(again) == told
 

@@ -53,6 +53,7 @@ def test_it_prints_scores_with_their_provenance_and_writes_a_report(
     assert told["line"] in printed
     for part in ("sha256", "90 real", "40 drawn", "resizer", "standing", "EMA not known", "floor"):
         assert part in told["line"]
+    assert str(tmp_path) not in told["line"]  # a reader of scores knows no path of this machine
     assert "FID" not in printed.upper().replace("INCEPTION:FILE", "")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "real against real" in page
@@ -71,6 +72,17 @@ def test_a_file_gets_every_number_and_is_not_replaced_unasked(
     assert told["floor"] is None
     with pytest.raises(InputError, match="--overwrite"):
         run(*given, "-o", out)
+
+
+def test_fewer_pictures_than_features_are_told_beside_the_number(
+    given: list[str | Path],
+) -> None:
+    given[given.index("40")] = "8"  # as many as features
+    given[given.index("20")] = "8"
+    code, printed, said = run(*given)
+    assert code == 0
+    assert "(too few pictures)" in printed.splitlines()[1]
+    assert "8 pictures for 8 features: the covariance is singular" in said
 
 
 def test_a_generator_that_is_none_is_refused(tmp_path: Path, given: list[str | Path]) -> None:

@@ -105,8 +105,11 @@ def test_an_interrupted_comparison_ends_like_one_that_was_not(
     few: CompareOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = replace(few, d_norms="sn", steps=4, score_every=2)
-    whole = compare(chosen, tmp_path / "whole", Scoring(Counter()), say=lambda _: None)
+    scoring = Scoring(Counter(), on_the_way=lambda generator: {"fd": 7.0})
+    whole = compare(chosen, tmp_path / "whole", scoring, say=lambda _: None)
     assert sorted(whole[0].scores) == [2, 4]
+    assert whole[0].scores[2] == {"fd": 7.0}
+    assert whole[0].final.keys() == {"fd", "asked"}
 
     def interrupted(options: TrainOptions, folder: Path, **rest: object) -> Path:
         train(replace(options, stop_after=3), folder, say=lambda _: None)

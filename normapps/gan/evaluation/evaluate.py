@@ -21,8 +21,8 @@ from ..drawing import words_of
 from ..opening import GENERATOR, Opened, open_generator
 from .extractors import open_extractor
 from .options import EvaluateOptions
-from .provenance import Provenance
-from .scorer import Scorer, drawn, of_pool, shuffled
+from .provenance import Provenance, place_words
+from .scorer import Scorer, drawn, held_count, of_pool, shuffled
 from .scores import Scores, too_few
 
 Say = Callable[[str], object]
@@ -36,7 +36,7 @@ class Evaluation:
 
     Attributes:
         scores: of the generator or the folder.
-        floor: of one half of the real pictures against the other; None if not measured.
+        floor: of real pictures against real ones (`Scorer.floor`); None if not measured.
         is_fid: the Fréchet distance is the FID.
         provenance: how the scores came about.
         notes: what makes them mean less, a line each.
@@ -108,12 +108,14 @@ def evaluate(
     provenance = Provenance(
         extractor=extractor.name,
         sha256=extractor.sha256,
-        real=f"{given.options.data}, {given.options.split}",
+        features=scorer.real.features.shape[1],
+        real=f"{place_words(given.options.data)}, {given.options.split}",
         reals=scorer.real.count,
         fakes=fake.count,
+        held=scorer.held.count,
         compared=min(len(scorer.real.features), len(fake.features)),
         resizer=extractor.describe_resizer(fake.size),
-        generator=name,
+        generator=place_words(name),
         seed=options.seed,
         **given.words,
     )
@@ -241,7 +243,8 @@ def _stage(told: Mapping[str, Any], best: bool | None) -> str:
 
 
 def _batches(given: _Given) -> int:
-    """Batches of both halves of the real pictures, and of the others."""
+    """Batches of both parts of the real pictures, and of the others."""
     reals = min(given.options.reals or len(given.real), len(given.real))
-    sets = (reals - reals // 2, reals // 2, given.count)
+    held = held_count(reals, given.options)
+    sets = (held, reals - held, given.count)
     return sum(-(-count // given.options.batch_size) for count in sets)

@@ -7,6 +7,7 @@ may call its Fréchet distance FID.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from ...models.classifier import classifier_name
 from ...models.folder import WEIGHTS, read_manifest
 from ...models.load import OpenedModel, find_model, open_model
 from ...models.outputs import logits_of
+from ...models.shipped import list_shipped
+from .provenance import place_words
 from .resizing import describe, resize
 
 INCEPTION = "inception:"
@@ -193,8 +196,15 @@ def _opened(spec: str) -> tuple[OpenedModel, str | None]:
 
         return open_lite0(), None
     found = find_model(spec)
-    known = read_manifest(found).sha256.get(WEIGHTS) if isinstance(found, Path) else None
-    return open_model(spec), known
+    opened = open_model(spec)
+    if not isinstance(found, Path):
+        return opened, None
+    # whoever reads a score has the name and the hash to go by, no folder of this machine
+    name = spec if spec in list_shipped() else f"model folder {place_words(spec)}"
+    kind, _, place = opened.weights.partition("weights of ")
+    weights = opened.weights if kind else f"weights of {place_words(place)}"
+    named = replace(opened, name=name, weights=weights)
+    return named, read_manifest(found).sha256.get(WEIGHTS)
 
 
 def _keeping(kept: list[Tensor]) -> Any:

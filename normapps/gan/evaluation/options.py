@@ -79,7 +79,7 @@ class EvaluateOptions(MeasureOptions):
     best: bool | None = option(
         None, "say that it was chosen by its score, or that it is the last one", no="--final"
     )
-    floor: bool = option(True, "score one half of the real pictures against the other")
+    floor: bool = option(True, "score real pictures against real ones, too")
     workers: int | None = option(None, "threads that decode (default: one a core, up to 8)", low=0)
     max_bytes: int = option(4_000_000_000, "memory that the pictures may take", low=1)
     overwrite: bool = option(False, "replace an older report")

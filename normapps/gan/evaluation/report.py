@@ -43,8 +43,13 @@ def rows(found: Evaluation) -> list[tuple[str, str, str]]:
     scores, floor = found.scores.named(found.is_fid), {}
     if found.floor is not None:
         floor = found.floor.named(found.is_fid)
+    told = found.provenance
     return [
-        (label, _value(scores, name), _value(floor, name))
+        (
+            label,
+            _value(scores, name, told.is_singular),
+            _value(floor, name, told.has_singular_floor),
+        )
         for name, label in LABELS.items()
         if name in scores
     ]
@@ -57,12 +62,11 @@ def headline(found: Evaluation) -> str:
 
 
 def floor_words(found: Evaluation) -> str:
-    """Say what one half of the real pictures scores against the other; empty if not measured."""
+    """Say what real pictures score against real ones; empty if not measured."""
     if found.floor is None:
         return ""
     label, _, value = rows(found)[0]
-    reals = found.provenance.reals
-    return f"{label} {value} ({reals - reals // 2:,} real against the {reals // 2:,} others)"
+    return f"{label} {value}"
 
 
 def numbers(found: Evaluation) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def numbers(found: Evaluation) -> dict[str, Any]:
         "scores": found.scores.named(found.is_fid),
         "floor": None if found.floor is None else found.floor.named(found.is_fid),
         "is_fid": found.is_fid,
+        "is_singular": found.provenance.is_singular,
         "provenance": dataclasses.asdict(found.provenance),
         "line": headline(found),
         "notes": list(found.notes),
@@ -117,11 +122,12 @@ def _report(found: Evaluation) -> Report:
     )
 
 
-def _value(scores: dict[str, float], name: str) -> str:
+def _value(scores: dict[str, float], name: str, is_singular: bool) -> str:
     if name not in scores:
         return ""
     spread = scores.get(f"{name}_std")
-    return shown(name, scores[name]) + ("" if spread is None else f" ± {spread:.2g}")
+    text = shown(name, scores[name]) + ("" if spread is None else f" ± {spread:.2g}")
+    return f"{text} (too few pictures)" if is_singular and name in ("fid", "fd") else text
 
 
 def _is_file(out: str | os.PathLike[str]) -> bool:

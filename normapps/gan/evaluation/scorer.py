@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,9 @@ from .extractors import Extractor
 from .options import MeasureOptions
 from .scores import Scores, Seen, compare, see
 
-IN_TRAINING = MeasureOptions(fakes=2000, metrics=("frechet", "kernel"), subsets=20)
-"""What a trainer measures unless told otherwise: seconds, not minutes."""
+IN_TRAINING = MeasureOptions(fakes=2500, metrics=("frechet", "kernel"), subsets=20)
+"""What a trainer measures unless told otherwise: seconds, not minutes, and more pictures than the
+2048 features that the widest of the usual extractors has."""
 
 SEEDS = 1_000_000
 """Seeds of the latents begin at this times the option `seed`: those of 0 are 0, 1, 2, …, as
@@ -40,7 +42,8 @@ class Scorer:
         advance: told of every batch.
 
     Attributes:
-        halves: two disjoint halves of the real pictures, as seen.
+        held: as many of the real pictures as are drawn, but half of them at most, as seen.
+        others: the rest.
         real: both together.
 
     Raises:
@@ -59,15 +62,20 @@ class Scorer:
         chosen = shuffled(len(pool), options.reals, options.seed)
         if len(chosen) < 4:
             raise InputError(f"{len(chosen)} real pictures: too few to score against; give more")
-        kept = -(-options.most // 2)
-        first, second = (
-            see(extractor, self._told(of_pool(pool, half, options.batch_size)), kept)
-            for half in (chosen[0::2], chosen[1::2])
+        count = held_count(len(chosen), options)
+        self.held, self.others = (
+            see(extractor, self._told(of_pool(pool, part, options.batch_size)), options.most)
+            for part in (chosen[:count], chosen[count:])
         )
-        self.halves, self.real = (first, second), first + second
+        self.real = (self.held + self.others).keeping(options.most)
 
     def __call__(
-        self, generator: nn.Module, *, bn: str = "standing", standing: int | None = None
+        self,
+        generator: nn.Module,
+        *,
+        bn: str = "standing",
+        standing: int | None = None,
+        metrics: Sequence[str] | None = None,
     ) -> dict[str, float]:
         """Draw from a generator and return its scores by short names (see `Scores.named`).
 
@@ -76,11 +84,15 @@ class Scorer:
             bn: `batch` draws with the statistics of each batch, else with those that it has.
             standing: before that, measure standing statistics over so many latents, for these
                 pictures only.
+            metrics: these alone, of those that the options name.
         """
         seed = self.options.seed
         with nullcontext() if standing is None else standing_(generator, standing, seed=seed):
             fake = self.see(drawn(generator, self.options, self._labels, bn))
-        return self.score(fake).named(self.extractor.is_fid)
+        options = self.options
+        if metrics is not None:
+            options = replace(options, metrics=tuple(metrics))
+        return compare(self.real, fake, options).named(self.extractor.is_fid)
 
     def see(self, pictures: Iterator[Tensor]) -> Seen:
         """Look at drawn pictures; see `scores.see`."""
@@ -91,17 +103,23 @@ class Scorer:
         return compare(self.real, fake, self.options)
 
     def floor(self) -> Scores:
-        """Score one half of the real pictures against the other: what nothing can do better than.
+        """Score real pictures against real ones: what no generator does better than, but by chance.
 
-        The Fréchet distance of halves is larger than of twice as many pictures, so that a
-        generator's may be lower.
+        As many stand for drawn ones as are drawn, because the Fréchet distance grows as they become
+        fewer. Where that would be more than half of the real ones it is half of them, against the
+        other half, and a generator's distance may be lower.
         """
-        return compare(*self.halves, self.options)
+        return compare(self.others, self.held, self.options)
 
     def _told(self, pictures: Iterator[Tensor]) -> Iterator[Tensor]:
         for batch in pictures:
             yield batch
             self._advance(len(batch))
+
+
+def held_count(reals: int, options: MeasureOptions) -> int:
+    """Return how many of some real pictures stand for drawn ones in the floor."""
+    return min(options.fakes, reals // 2)
 
 
 def drawn(

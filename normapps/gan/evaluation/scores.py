@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class Seen:
     moments: Moments
     features: Tensor
     logits: Tensor | None
+
+    def keeping(self, most: int) -> Seen:
+        """Return the same with the features and logits of no more than `most` pictures."""
+        logits = None if self.logits is None else self.logits[:most]
+        return replace(self, features=self.features[:most], logits=logits)
 
     def __add__(self, other: Seen) -> Seen:
         """Return both sets as one."""
@@ -142,13 +147,10 @@ def compare(real: Seen, fake: Seen, options: MeasureOptions) -> Scores:
 
 def too_few(real: Seen, fake: Seen, options: MeasureOptions) -> list[str]:
     """Say which of the scores mean little because of few pictures, a line each."""
-    width, lines = real.features.shape[1], []
-    fewest = min(real.count, fake.count)
-    if "frechet" in options.metrics and fewest <= width:
-        lines.append(
-            f"{fewest} pictures for {width} features: the covariance is singular and the Fréchet "
-            f"distance far too large; take more than {width}, compare only equal numbers"
-        )
+    lines = []
+    words = singular_words(min(real.count, fake.count), real.features.shape[1])
+    if "frechet" in options.metrics and words:
+        lines.append(words)
     if "classifier" in options.metrics and fake.logits is not None:
         each, classes = len(fake.logits) // options.splits, fake.logits.shape[1]
         if each < classes:
@@ -157,6 +159,16 @@ def too_few(real: Seen, fake: Seen, options: MeasureOptions) -> list[str]:
                 "take more pictures or fewer --splits"
             )
     return lines
+
+
+def singular_words(count: int, width: int) -> str:
+    """Say what becomes of the Fréchet distance of no more pictures than features; else ""."""
+    if count > width:
+        return ""
+    return (
+        f"{count} pictures for {width} features: the covariance is singular and the Fréchet "
+        f"distance far too large; take more than {width}, compare only equal numbers"
+    )
 
 
 class _Keeper:

@@ -18,7 +18,7 @@ from ...files import check_writable, write_text
 from ..data import read_pool
 from ..evaluation.extractors import open_extractor
 from ..evaluation.options import MeasureOptions
-from ..evaluation.provenance import Provenance
+from ..evaluation.provenance import Provenance, place_words
 from ..evaluation.scorer import Scorer, of_pool, shuffled
 from ..evaluation.scores import Scores, shown, too_few
 from .options import TranslateEvaluateOptions
@@ -36,7 +36,7 @@ class Comparison:
     Attributes:
         before: of the source's pictures as they are.
         after: of the same pictures, translated.
-        floor: of one half of the target against the other.
+        floor: of some of the target's pictures against the others.
         is_fid: the Fréchet distance is the FID.
         provenance: how the scores came about.
         notes: what makes them mean less, a line each.
@@ -84,7 +84,7 @@ def evaluate_translation(
         raise UsageError(f"-m {options.model}: translates maps; `gan evaluate` scores its pictures")
     extractor = open_extractor(options.extractor, options.device)
     source, target = (_read(options, translator, name, say) for name in ("source", "target"))
-    chosen = MeasureOptions(metrics=("frechet", "kernel"), seed=options.seed)
+    chosen = MeasureOptions(metrics=("frechet", "kernel"), seed=options.seed, fakes=len(source))
     scorer = Scorer(extractor, target, chosen)
     order = shuffled(len(source), 0, options.seed)
     before = scorer.see(of_pool(source, order, _BATCH))
@@ -93,12 +93,15 @@ def evaluate_translation(
     provenance = Provenance(
         extractor=extractor.name,
         sha256=extractor.sha256,
-        real=_place(options, translator, "target"),
+        features=scorer.real.features.shape[1],
+        real=place_words(_place(options, translator, "target")),
         reals=scorer.real.count,
         fakes=after.count,
+        held=scorer.held.count,
         compared=min(len(scorer.real.features), len(after.features)),
         resizer=extractor.describe_resizer(after.size),
-        generator=f"{options.model} of {_place(options, translator, 'source')}",
+        generator=f"{place_words(options.model)} of "
+        f"{place_words(_place(options, translator, 'source'))}",
         average=f"EMA {trained['ema']:g} of the parameters" if "ema" in trained else "",
         stage=f"step {trained['step']} of {trained['steps']}" if "steps" in trained else "",
         seed=options.seed,

@@ -101,7 +101,8 @@ def test_a_run_is_scored_against_what_it_was_trained_on(
     assert found.scores.frechet == pytest.approx(wanted, rel=1e-6)
     told = found.provenance
     assert (told.reals, told.fakes, told.compared) == (120, 40, 40)
-    assert told.real == f"{data}, train"
+    assert told.real == f"…/{'/'.join(Path(data).parts[-2:])}, train"
+    assert (told.features, told.held) == (8, 40)
     assert told.stage == "final, step 9 of 9"
     assert told.average == "EMA 0.999 of the parameters"
     assert told.bn == "standing statistics"
@@ -109,7 +110,7 @@ def test_a_run_is_scored_against_what_it_was_trained_on(
     assert found.floor is not None
     assert found.floor.frechet is not None
     assert 0 < found.floor.frechet < wanted
-    assert ticks == [6] * 6  # batches of 32 of 60, 60 and 40
+    assert ticks == [7] * 7  # batches of 32 of 40, 80 and 40
     assert found.options.data == data
 
 
@@ -139,8 +140,8 @@ def test_a_split_and_a_number_of_real_pictures_are_taken_and_said(
     folder = generator(tmp_path / "g")
     chosen = options(extractor, data=data, split="test", reals=20, best=True, neighbours=3)
     found, _ = scored(folder, chosen)
-    assert found.provenance.real == f"{data}, test"
-    assert found.provenance.reals == 20
+    assert found.provenance.real.endswith("/digits.npz, test")
+    assert (found.provenance.reals, found.provenance.held) == (20, 10)
     assert found.provenance.stage == "best, chosen by its score, step 9 of 9"
     assert found.notes == ()
 

@@ -52,10 +52,15 @@ def test_features_are_what_the_classifier_takes(folder: Path) -> None:
     assert logits.shape == (5, 7)
 
 
+def test_a_shipped_network_is_called_by_its_name() -> None:
+    extractor = open_extractor("fmnist-cnn", "cpu")
+    assert extractor.name == "fmnist-cnn, trained by gan classifier"
+
+
 def test_a_folder_is_known_by_its_file(folder: Path) -> None:
     extractor = open_extractor(str(folder), "cpu")
     assert extractor.sha256 == sha256(folder / "model.safetensors")
-    assert str(folder) in extractor.name
+    assert extractor.name == f"model folder …/{folder.parent.name}/net, its own weights"
     assert not extractor.is_fid
     assert extractor.describe_resizer((12, 12)) == "none, 12×12"
     assert extractor.describe_resizer((20, 30)).endswith("20×30 to 12×12")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,8 +77,7 @@ def test_scores_are_those_of_the_pictures_drawn_by_seed(pool: Pool, generator: G
     wanted = frechet_distance(feature_moments([real]), feature_moments([fake]))
     assert found["fd"] == pytest.approx(wanted, rel=1e-9)
     order = shuffled(90, 0, 0)
-    kept = torch.cat([real[order[0::2]][:30], real[order[1::2]][:30]])
-    kernel = kernel_distance(kept, fake[:60], subsets=3, subset_size=20)
+    kernel = kernel_distance(real[order[:60]], fake[:60], subsets=3, subset_size=20)
     assert (found["kd"], found["kd_std"]) == pytest.approx(kernel)
     assert set(found) == {
         "fd", "kd", "kd_std", "precision", "recall", "density", "coverage", "cs", "cs_std"
@@ -117,14 +117,16 @@ def test_statistics_change_what_is_drawn(pool: Pool, generator: Generator) -> No
     assert batch == pytest.approx(standing, rel=0.2)
 
 
-def test_the_floor_is_one_half_against_the_other(pool: Pool) -> None:
-    scorer = Scorer(Means(), pool, OPTIONS)
-    first, second = scorer.halves
-    assert first.count + second.count == 90 == scorer.real.count
+@pytest.mark.parametrize(("fakes", "held"), [(20, 20), (70, 45)])
+def test_the_floor_is_of_as_many_real_pictures_as_are_drawn(
+    pool: Pool, fakes: int, held: int
+) -> None:
+    scorer = Scorer(Means(), pool, replace(OPTIONS, fakes=fakes))
+    assert (scorer.held.count, scorer.others.count, scorer.real.count) == (held, 90 - held, 90)
     order = shuffled(90, 0, 0)
     features = Means().features(pool.images)[0]
-    halves = (feature_moments([features[order[part::2]]]) for part in (0, 1))
-    assert scorer.floor().frechet == pytest.approx(frechet_distance(*halves), rel=1e-9)
+    parts = (feature_moments([features[rows]]) for rows in (order[held:], order[:held]))
+    assert scorer.floor().frechet == pytest.approx(frechet_distance(*parts), rel=1e-9)
     whole = feature_moments([features])
     torch.testing.assert_close(scorer.real.moments.cov, whole.cov)
 
@@ -179,3 +181,8 @@ def test_few_pictures_are_told(pool: Pool) -> None:
 def test_too_few_real_pictures_are_refused() -> None:
     with pytest.raises(InputError, match="3 real pictures"):
         Scorer(Means(), Pool(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), OPTIONS)
+
+
+def test_a_caller_can_ask_for_some_of_the_scores(pool: Pool, generator: Generator) -> None:
+    scorer = Scorer(Means(), pool, OPTIONS)
+    assert scorer(generator, metrics=("frechet",)) == {"fd": scorer(generator)["fd"]}
