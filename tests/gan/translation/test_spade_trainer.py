@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,35 +224,3 @@ def test_what_was_left_out_is_told(options: PairedOptions, tmp_path: Path) -> No
     train_paired(chosen, tmp_path / "run", said.append)
     assert len(said) == 22
     assert said[-2:] == ["and 5 more left out", "5 pairs of 16×16, 3 classes, ids"]
-
-
-_TWO = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from normapps.engine.distributed import world
-from normapps.gan.translation.paired_options import PairedOptions
-from normapps.gan.translation.paired_train import train_paired
-folder, options = Path({folder!r}), {options!r}
-with world(torch.device("cpu")):
-    train_paired(options, folder / "whole", lambda line: None)
-    for part in (2, 0):
-        train_paired(replace(options, stop_after=part), folder / "parts", lambda line: None)
-"""
-
-
-def test_two_processes_train_one_generator_and_resume_it(
-    options: PairedOptions, tmp_path: Path
-) -> None:
-    """torchrun with gloo: u, v and batch statistics in step, exact resume."""
-    script = tmp_path / "script.py"
-    script.write_text(_TWO.format(folder=str(tmp_path), options=options))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert _same(tmp_path / "whole", tmp_path / "parts")
-    assert len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()) == 4

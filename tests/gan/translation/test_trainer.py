@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -244,49 +243,3 @@ def test_trained_beats_untrained() -> None:
     assert (back - pictures).abs().mean() < 0.5 * (made - pictures).abs().mean()
     square = pictures.mean(1) > 0.6
     assert made.mean(1)[square].mean() > made.mean(1)[~square].mean() + 0.5
-
-
-_TWO = """
-import sys
-sys.path.insert(0, {here!r})
-from dataclasses import replace
-from pathlib import Path
-import torch
-from normapps.engine.distributed import world
-from normapps.gan.translation.options import TranslateOptions
-from test_trainer import DOMAINS, TINY, go
-
-chosen = replace(TINY, steps=4)
-with world(torch.device("cpu")):
-    go(chosen, Path({folder!r}) / "two")
-    go(replace(chosen, stop_after=2), Path({folder!r}) / "parts")
-    go(chosen, Path({folder!r}) / "parts")
-"""
-
-
-def test_two_processes_train_one_network_and_resume(tmp_path: Path) -> None:
-    import socket
-    import subprocess
-
-    script = tmp_path / "script.py"
-    script.write_text(_TWO.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    shared = {**os.environ, **place, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    for process in started:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    assert same(tmp_path / "two", tmp_path / "parts")
-    # both halves of the batches count: not what the first process would learn alone
-    go(replace(TINY, steps=4), tmp_path / "one")
-    assert not same(tmp_path / "two", tmp_path / "one")
