@@ -79,14 +79,32 @@ def make_discriminator(
     options: TrainOptions, shape: Shape, device: torch.device | None = None
 ) -> nn.Module:
     """Make the discriminator, normalized as `options.d_norm` says, in training mode."""
+    plain = place(_discriminator(options, shape), device or torch.device("cpu"))
+    return normalize_discriminator_(
+        plain, options.d_norm, sigma=cast(Sigma, options.sigma), size=options.size
+    ).train()
+
+
+def plain_networks(generator: nn.Module, options: TrainOptions) -> tuple[nn.Module, nn.Module]:
+    """Make generator and discriminator without values or parametrizations, in training mode.
+
+    On the device "meta": for calls with weights from elsewhere (`torch.func.functional_call`).
+
+    Args:
+        generator: a generator of the run, which tells channels and classes.
+        options: resolved.
+    """
+    told: Any = generator
+    shape = Shape(told.channels, tuple(str(label) for label in range(told.num_classes)))
+    judge = _discriminator(options, shape)
+    return copy.deepcopy(generator).to("meta").train(), judge.to("meta").train()
+
+
+def _discriminator(options: TrainOptions, shape: Shape) -> nn.Module:
     arguments = {
         "size": options.size,
         "channels": shape.channels,
         "width": options.d_width,
         "num_classes": len(shape.classes),
     }
-    plain = build(DISCRIMINATOR, arguments, seed=step_seed(options.seed, 0, 3))
-    place(plain, device or torch.device("cpu"))
-    return normalize_discriminator_(
-        plain, options.d_norm, sigma=cast(Sigma, options.sigma), size=options.size
-    ).train()
+    return build(DISCRIMINATOR, arguments, seed=step_seed(options.seed, 0, 3))

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ..engine.device import evaluating
 from ..errors import InputError, unknown
-from ..norm.weight import spectral_norm_, weight_standardization_
+from ..norm.weight import refresh_, spectral_norm_, weight_standardization_
 from ..norm.weight.matrix import find_layers
 from ..norm.weight.spectral_operator import Sigma
 from .gradient_norm import GradientNormalized
@@ -58,6 +58,7 @@ def normalize_discriminator_(
         sides = _input_sides(d, size) if sigma == "conv" else {}
         for path, layer in find_layers(d, "weight", (), ()):
             spectral_norm_(layer, sigma=sigma, size=sides.get(path))
+        refresh_(d)  # else measured at the first change: a resume after one step would not know
     return d
 
 

@@ -111,12 +111,6 @@ class GanTrainer:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             return self._score()
 
-    def compile(self) -> None:
-        """Have torch compile both networks; a gradient-normalized discriminator stays as it is."""
-        self.generate = torch.compile(self.networks.generator)
-        if self.options.d_norm != "gn":  # its second derivative torch.compile does not take
-            self.judge = torch.compile(self.networks.discriminator)
-
     def _set_rates(self, step: int) -> None:
         left = 1 - step / (self.options.steps or 1)
         for optimizer, rate in (
