@@ -69,7 +69,10 @@ _lock = threading.RLock()
 
 
 def read_image(
-    source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = None
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    max_pixels: int | None = None,
+    flag: str = "--max-pixels",
 ) -> Picture:
     """Read a picture file: JPEG, PNG, WebP, TIFF, BMP, GIF, and HEIC with the extra `heic`.
 
@@ -79,13 +82,14 @@ def read_image(
     Args:
         source: a path, or a binary stream that is read to its end.
         max_pixels: the most pixels to decode; Pillow's limit (89 million) when not given.
+        flag: the option that raises it, for the error; empty where there is none.
 
     Raises:
         InputError: missing, unreadable, empty, truncated, not a picture, too large. The message
             begins with the path.
     """
     with _stream(source) as (name, file):
-        image = _open(file, name, max_pixels)
+        image = _open(file, name, max_pixels, flag)
         with image:
             picture = _convert(image, name)
             notes = _frames_note(image)
@@ -126,7 +130,7 @@ def _open_path(path: Path) -> BinaryIO:
         raise InputError(f"{path}: cannot be opened ({reason}); check the path") from error
 
 
-def _open(file: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
+def _open(file: BinaryIO, name: str, max_pixels: int | None, flag: str) -> Image.Image:
     prefix = file.read(16)
     file.seek(0)
     if not prefix:
@@ -139,7 +143,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
                 image.load()
             return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_large(name, error, max_pixels) from error
+        raise _too_large(name, error, max_pixels, flag) from error
     except UnidentifiedImageError as error:
         raise _unidentified(name, prefix) from error
     except Exception as error:  # decoders raise anything on damaged bytes
@@ -239,14 +243,12 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(values)
 
 
-def _too_large(name: str, error: Exception, max_pixels: int | None) -> InputError:
+def _too_large(name: str, error: Exception, max_pixels: int | None, flag: str) -> InputError:
     found = re.search(r"\d+", str(error))
     pixels = int(found[0]) if found else 0
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    return InputError(
-        f"{name}: {pixels} pixels are more than the limit of {limit}; "
-        f"if you trust the file, --max-pixels {pixels} reads it"
-    )
+    advice = f"if you trust the file, {flag} {pixels} reads it" if flag else "make it smaller first"
+    return InputError(f"{name}: {pixels} pixels are more than the limit of {limit}; {advice}")
 
 
 def _unidentified(name: str, prefix: bytes) -> InputError:

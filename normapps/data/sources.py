@@ -90,7 +90,7 @@ class PictureSource:
         Raises:
             InputError: the picture is damaged; the line names it.
         """
-        return read_image(self.file(index))
+        return read_image(self.file(index), flag="")  # no command that takes sets has one
 
     def file(self, index: int) -> io.BytesIO:
         """Return one picture's bytes, not decoded; its `name` says where they are from.

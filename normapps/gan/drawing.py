@@ -23,6 +23,9 @@ from .pages import class_grid, grid, picture
 from .sample_options import DrawOptions, SampleOptions, choose_classes
 from .sampling import STANDING, has_statistics, latents, sample
 
+MOST_IN_GRID = 10_000
+"""Pictures that one picture file holds at most."""
+
 _PART = 256
 """Pictures that are drawn before they are written."""
 
@@ -76,11 +79,16 @@ def draw(
     chosen = choose_classes(options.classes, opened.classes, len(opened.classes))
     seeds, numbers = (list(dict.fromkeys(each)) for each in (options.numbers, chosen))
     names = tuple(opened.classes[number] for number in numbers)
+    count = len(seeds) * max(1, len(numbers))
+    if not is_folder and count > MOST_IN_GRID:
+        raise InputError(
+            f"--seeds {options.seeds}: {count:,} pictures are too many for a grid, the most are "
+            f"{MOST_IN_GRID:,}; end -o in / for a file each"
+        )
     if is_folder:
         size = _draw_files(opened, Path(out), seeds, numbers, options, progress)
     else:
         size = _draw_grid(opened, out, seeds, numbers, options)
-    count = len(seeds) * max(1, len(numbers))
     words = drawn_with(opened, options)
     return Drawing(Path(out), tuple(seeds), names, words, count, size)
 

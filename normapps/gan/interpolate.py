@@ -165,7 +165,7 @@ def _lay_out(
     rows = torch.cat(parts, 1)
     if options.between == "classes":
         ends = zip(names, [*names[1:], names[0]], strict=True)
-        names = [f"{start} → {end}" for start, end in ends][: len(parts)] * len(drawn)
+        names = [f"{start} to {end}" for start, end in ends][: len(parts)] * len(drawn)
         rows = torch.stack(parts, 1).flatten(0, 1)
     page = class_grid(rows, names, options.frames + 1, options.scale, options.labels)
     save_picture(page, out, overwrite=options.overwrite)

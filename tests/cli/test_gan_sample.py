@@ -176,6 +176,11 @@ def test_wrong_classes_are_refused(run: Path, plain: Path, tmp_path: Path) -> No
     assert not out.exists()
 
 
+def test_a_grid_of_too_many_is_refused_before_it_is_drawn(plain: Path, tmp_path: Path) -> None:
+    said = _refused("sample", "-m", plain, "--seeds", "0-10000", "-o", tmp_path / "g.png")
+    assert "10,001 pictures are too many for a grid" in said
+
+
 def test_seeds_and_classes_are_read() -> None:
     assert read_seeds("3,9,20-22") == [3, 9, 20, 21, 22]
     assert choose_classes(("1", "0"), ("5", "1"), 2) == [1, 0]

@@ -178,3 +178,12 @@ def test_pictures_keep_their_alpha(tmp_path: Path) -> None:
     picture = PictureSource([str(tmp_path)]).picture(0)
     assert picture.alpha is not None
     assert picture.alpha.tolist() == pixels[..., 3].tolist()
+
+
+def test_a_picture_beyond_the_limit_is_refused_without_an_option_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"600 pixels .* limit of 100; make it smaller first$"):
+        PictureSource([str(tmp_path)]).load(0)
