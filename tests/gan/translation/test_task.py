@@ -39,6 +39,21 @@ def test_a_loss_changes_the_networks_named_and_no_other() -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 2e-4), rtol=1e-3, atol=0)
 
 
+def test_gradients_are_averaged_over_the_processes() -> None:
+    class Opposed(World):
+        """Another process has the opposite gradients."""
+
+        def mean(self, value: Tensor) -> Tensor:
+            return (value - value) / 2
+
+    task = make()
+    before = [numbers(each) for each in task.networks.values()]
+    task.here = Opposed()
+    task.change(("g", "d"), loss_of(task), 0)
+    for old, network in zip(before, task.networks.values(), strict=True):
+        assert torch.equal(numbers(network), old)
+
+
 def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     task = make()
     before = [numbers(each) for each in task.networks.values()]

@@ -228,7 +228,7 @@ def test_discriminators_stay_normalized() -> None:
 def test_trained_beats_untrained() -> None:
     """Grounds become red, and back blue; the bright squares stay where they were."""
     torch.manual_seed(0)
-    chosen = replace(TINY, steps=60, lr=4e-3, batch_size=4, width=6, d_width=16, ema=0.9)
+    chosen = replace(TINY, steps=40, lr=6e-3, batch_size=4, width=6, d_width=16, ema=0.9)
     task = UnpairedTask(chosen, DOMAINS, World(), CPU)
     for step in range(chosen.steps):
         task.step(step)
