@@ -88,6 +88,19 @@ def test_vectors_that_a_changed_weight_has_left_are_stale() -> None:
     assert row.effective == pytest.approx(row.convolution / row.exact, rel=1e-3)
 
 
+@pytest.mark.parametrize(("share", "is_stale"), [(0.95, False), (0.85, True)])
+def test_vectors_that_lag_as_in_training_are_not_stale(share: float, is_stale: bool) -> None:
+    network = normalize_discriminator_(_network(), "sn", size=28).eval()
+    layer = network.blocks[1].conv1.parametrizations.weight
+    left, _, right = torch.linalg.svd(layer.original.detach().flatten(1))
+    # uᵀWv is `share` of the norm
+    layer[0]._u.copy_(share * left[:, 0] + math.sqrt(1 - share**2) * left[:, 1])
+    layer[0]._v.copy_(right[0])
+    row = _by_name(inspect_network(network))["blocks.1.conv1"]
+    assert row.estimate == pytest.approx(share * row.exact, rel=1e-4)
+    assert row.is_stale is is_stale
+
+
 def test_inspecting_changes_nothing() -> None:
     network = normalize_discriminator_(_network(), "sn", size=28).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
