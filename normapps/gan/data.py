@@ -174,7 +174,8 @@ def _check(data: str, pool: Pool, conditional: bool) -> None:
         return
     if pool.labels is None:
         raise InputError(
-            f"{data}: has no classes; --cond needs a folder a class, or a list with labels"
+            f"{data}: has no classes; --cond and `gan classifier` need a folder a class, or a list "
+            "with labels"
         )
     counts = torch.bincount(pool.labels, minlength=len(pool.classes))
     if int(counts.min()) == 0:

@@ -212,7 +212,7 @@ def test_places_that_hold_nothing_are_refused(tmp_path: Path) -> None:
 
 
 def test_classes_that_are_missing_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no classes; --cond needs a folder a class"):
+    with pytest.raises(InputError, match="--cond and `gan classifier` need a folder"):
         read_pool(str(folder / "a"), size=8, conditional=True, say=quiet)
     for i in range(3):
         (folder / "b" / f"{i}.png").write_bytes(b"none")

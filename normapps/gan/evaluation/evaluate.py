@@ -141,13 +141,16 @@ def _is_pictures(name: str) -> bool:
 def _open_pictures(name: str, options: EvaluateOptions, say: Say) -> _Given:
     if not options.data:
         raise InputError(f"--data: give the real pictures that {name} is scored against")
+    if options.bn != "standing" or options.standing is not None:
+        raise InputError(f"--bn, --standing: {name} is pictures, drawn already; leave them out")
     size = options.size or _side(name)
     made = _read(name, options, size, 0, say)
     options = replace(options, size=size, fakes=min(options.fakes, len(made)))
     real = _read(options.data, options, size, made.images.shape[1], say, split=options.split)
     chosen = shuffled(len(made), options.fakes, options.seed)
     pictures = of_pool(made, chosen, options.batch_size)
-    return _Given(name, options, real, len(chosen), pictures, {})
+    words = {"stage": _stage({}, options.best)}
+    return _Given(name, options, real, len(chosen), pictures, words)
 
 
 def _open_generator(name: str, options: EvaluateOptions, say: Say) -> _Given:

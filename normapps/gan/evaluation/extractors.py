@@ -152,6 +152,10 @@ def open_extractor(
         InputError: nothing of that name, weights that do not fit or have another hash, or a
             package that is missing.
     """
+    if spec in ("", INCEPTION):
+        raise InputError(
+            f"--extractor {spec}: names nothing; give {INCEPTION}FILE, lite0 or a MODEL"
+        )
     where = resolve_device(device)
     if spec.startswith(INCEPTION):
         from .inception import open_inception

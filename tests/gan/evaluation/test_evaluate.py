@@ -153,7 +153,8 @@ def test_pictures_of_a_folder_are_scored_at_their_own_size(
     images, _ = digits(30)
     for index, image in enumerate(images):
         Image.fromarray(image).resize((14, 14)).save(tmp_path / "made" / f"{index}.png")
-    found, _ = scored(tmp_path / "made", options(extractor, data=data))
+    found, _ = scored(tmp_path / "made", options(extractor, data=data, best=True))
+    assert found.provenance.stage == "best, chosen by its score"
     assert found.options.size == 14
     assert found.provenance.fakes == 30
     assert found.provenance.bn == ""
@@ -196,6 +197,8 @@ def test_refusals_come_in_one_line(tmp_path: Path, extractor: str, data: str) ->
         scored(folder, options(extractor, data=data, size=32))
     with pytest.raises(InputError, match="give the real pictures"):
         scored(Path(data), options(extractor))
+    with pytest.raises(InputError, match=r"--bn, --standing: .* is pictures"):
+        scored(Path(data), options(extractor, data=data, bn="batch"))
     with pytest.raises(InputError, match="unknown model 'sngan-fmnits'"):
         scored(Path("sngan-fmnits"), options(extractor, data=data))
     with pytest.raises(InputError, match="more than k"):

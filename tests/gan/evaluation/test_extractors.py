@@ -52,6 +52,12 @@ def test_features_are_what_the_classifier_takes(folder: Path) -> None:
     assert logits.shape == (5, 7)
 
 
+@pytest.mark.parametrize("spec", ["", "inception:"])
+def test_an_extractor_that_names_nothing_is_refused(spec: str) -> None:
+    with pytest.raises(InputError, match=f"--extractor {spec}: names nothing"):
+        open_extractor(spec, "cpu")
+
+
 def test_a_shipped_network_is_called_by_its_name() -> None:
     extractor = open_extractor("fmnist-cnn", "cpu")
     assert extractor.name == "fmnist-cnn, trained by gan classifier"
