@@ -32,9 +32,9 @@ def train(
 ) -> None:
     """Train a GAN with spectral normalization or its relatives.
 
-    The run folder gets checkpoints, metrics.jsonl, grids of pictures in samples/ and, whenever
-    training stops, generator/ for `gan sample`. Ctrl-C writes a checkpoint; `gan train --resume -o
-    RUN` alone goes on from there.
+    The run folder gets checkpoints, metrics.jsonl, grids of pictures in samples/ and, at the end or
+    after --stop-after, generator/ for `gan sample`. Ctrl-C writes a checkpoint; `gan train --resume
+    -o RUN` alone goes on from there.
     """
     from normapps.gan.run import open_run, resumed
     from normapps.gan.train import train as train_gan

@@ -55,15 +55,17 @@ class TrainingProgress(_Shown):
         self._live = enabled and console.is_terminal
         self._means: dict[str, float] = {}
         self._start = self._line = time.monotonic()
+        # the losses take what is left of the line; without that rich cuts the time left
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(8),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[losses]}", markup=False, table_column=rest),
             console=console,
             disable=not self._live,
+            expand=True,
         )
         self._task = self._bar.add_task("training", total=total, completed=done, losses="")
 

@@ -80,7 +80,7 @@ class TrainOptions:
         "auto", "of both networks, by autocast; auto is bfloat16 where the device computes in it",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
-    compile: bool = option(False, "compile both networks (torch.compile)")
+    compile: bool = option(False, "compile both networks, on a GPU (torch.compile)")
     device: str = device_option()
     seed: int = option(0, "of weights, latents, order and augmentation", low=0)
     save_every: int = option(500, "steps between checkpoints", low=1)
@@ -95,6 +95,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         validate(self)
+        chosen = config(self.config)
+        _check_width("--width", self.width, chosen.divisor, self.config)
+        _check_width("--d-width", self.d_width, chosen.d_divisor, self.config)
         if self.channels == 2:
             raise UsageError("--channels 2: choose 0, 1 or 3")
         if self.g_norm == "cbn" and not self.cond:
@@ -125,3 +128,8 @@ class TrainOptions:
             gen_batch_size=self.gen_batch_size or 2 * self.batch_size,
             g_norm=("cbn" if self.cond else "bn") if self.g_norm == "auto" else self.g_norm,
         )
+
+
+def _check_width(name: str, width: int | None, divisor: int, recipe: str) -> None:
+    if width is not None and width % divisor:
+        raise UsageError(f"{name} {width}: must be a multiple of {divisor} with --config {recipe}")

@@ -103,7 +103,7 @@ def train(
         with room(target, "gan train"), _quick(device):
             with _begun(target, chosen, here):
                 pool = read(chosen, told, target / PICTURES)
-            job = Job(chosen, pool, here, device, told)
+                job = Job(chosen, pool, here, device, told)
             if ready is not None:
                 ready()
             job.run(loop)
@@ -278,7 +278,7 @@ class Job:
 
 @contextlib.contextmanager
 def _begun(folder: Path, options: TrainOptions, here: World) -> Iterator[None]:
-    """Make a folder a run's before something lies in it; not where its pictures are refused."""
+    """Make a folder a run's before something lies in it; not where what it needs is refused."""
     is_new = here.is_main and not (folder / "options.json").exists()
     was_there = folder.exists()
     if is_new:

@@ -101,8 +101,10 @@ class GanTrainer:
         values = dict(zip((*_D_TOLD, *_G_TOLD), told.tolist(), strict=True))
         self.watch.look(step, values)  # before weights that are not numbers can be saved
         count = n_dis * self.options.batch_size * self.here.size
-        values["images_per_s"] = count / (time.perf_counter() - start)
-        return values | self._scored(step)
+        pace = count / (time.perf_counter() - start)
+        # what a narrow terminal shows comes first
+        first = {"d_loss": values["d_loss"], "g_loss": values["g_loss"], "images_per_s": pace}
+        return first | values | self._scored(step)
 
     def _scored(self, step: int) -> dict[str, float]:
         every = self.options.score_every

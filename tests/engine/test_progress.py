@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from normapps.engine import progress
 from normapps.engine.progress import BatchProgress, TrainingProgress
@@ -16,6 +19,24 @@ def test_lines_now_and_then(
         bar.update(5, {"loss": 2.0})
     assert "5/10" in (shown := capsys.readouterr().err)
     assert "loss 2" in shown
+
+
+def test_80_columns_show_steps_time_left_and_the_first_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        progress,
+        "Console",
+        lambda stderr: Console(file=screen, force_terminal=True, width=80, color_system=None),
+    )
+    values = dict.fromkeys(("d_loss", "g_loss", "images_per_s", "real", "fake", "d_grad"), 1.23)
+    with TrainingProgress(50_000, 11_999) as bar:
+        bar.update(12_000, values)
+    last = [line for line in screen.getvalue().splitlines() if "d_loss" in line][-1]
+    assert "12000/50000" in last
+    assert last.count(":") >= 3
+    assert "d_loss 1.23  g_loss 1.23  images_per_s" in last
 
 
 def test_other_processes_are_silent(

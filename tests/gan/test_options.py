@@ -34,6 +34,8 @@ def test_every_config_has_networks_of_its_size_and_widths(name: str) -> None:
     assert chosen.size in DISCRIMINATORS
     assert (chosen.width, chosen.d_width) == PAPER_WIDTHS[chosen.size]
     assert name.endswith(f"-{chosen.size}")
+    divisors = [max(table[chosen.size][1]) for table in (GENERATORS, DISCRIMINATORS)]
+    assert [chosen.divisor, chosen.d_divisor] == divisors
 
 
 def test_what_is_given_stays_and_the_rest_follows() -> None:
@@ -49,6 +51,8 @@ def test_what_is_given_stays_and_the_rest_follows() -> None:
     ("given", "said"),
     [
         ({"g_norm": "cbn"}, "--g-norm cbn: .*add --cond"),
+        ({"config": "sngan-64", "width": 20}, "--width 20: must be a multiple of 16 with --config"),
+        ({"config": "sngan-48", "d_width": 8}, "--d-width 8: must be a multiple of 16"),
         ({"channels": 2}, "--channels 2: choose 0, 1 or 3"),
         ({"loss": "wasserstein", "d_norm": "none"}, "add --gp 10"),
         ({"sigma": "conv", "d_norm": "gn"}, "--sigma conv: belongs to --d-norm sn, not gn"),
