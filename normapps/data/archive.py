@@ -113,6 +113,7 @@ def unpack(place: Path, folder: Path) -> None:
         if _is_zip(place):
             _unpack_zip(place, folder)
         else:
+            archive_members(place)  # raises where it is cut off, before half of it is written
             with tarfile.open(place, "r:") as tar:
                 tar.extractall(folder, filter="data")
     except (tarfile.TarError, OSError) as error:
@@ -180,10 +181,27 @@ def _plain(name: str) -> str:
 
 def _tar_members(place: Path) -> list[Member]:
     try:
-        with tarfile.open(place, "r:") as tar:
-            infos = [m for m in tar if m.isfile() and is_picture(PurePosixPath(m.name))]
-    except (tarfile.TarError, OSError) as error:
+        tar = tarfile.open(place, "r:")  # noqa: SIM115 - closed below; its failing says it is no tar
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise InputError(
             f"{place}: not an uncompressed tar or a ZIP ({error}); unpack it first"
         ) from error
+    try:
+        with tar:
+            infos = [m for m in tar if m.isfile() and is_picture(PurePosixPath(m.name))]
+            end = tar.offset
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise InputError(f"{place}: {_DAMAGED} ({error}); take another copy") from error
+    _check_end(place, end)
     return [Member(place, m.name, m.offset_data, m.size) for m in infos]
+
+
+def _check_end(place: Path, end: int) -> None:
+    """See that a tar's members end in zeros: `tarfile` takes any header it cannot read for the end.
+
+    A tar that is cut off between two members is known by nothing else.
+    """
+    block = Member(place, place.name).span(end, tarfile.BLOCKSIZE)
+    if not block or block.strip(b"\0"):
+        what = "no end mark" if not block else "no header"
+        raise InputError(f"{place}: {_DAMAGED} ({what} at byte {end}); take another copy")

@@ -45,6 +45,15 @@ def make_zip(
     return path
 
 
+def make_tar(path: Path, files: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
 def patched(path: Path, offset: int, value: bytes) -> None:
     data = bytearray(path.read_bytes())
     data[offset : offset + len(value)] = value
@@ -134,6 +143,67 @@ def test_a_truncated_zip_is_one_line(tmp_path: Path, kept: int) -> None:
     assert "\n" not in str(e.value)
 
 
+TAR = {f"{i}.png": png(i) for i in range(3)}
+STRIDE = 512 + -(-len(png(1)) // 512) * 512  # of a member: its header, its bytes filled up
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param(2 * STRIDE + 512 + 100, id="in the last one's bytes"),
+        pytest.param(2 * STRIDE + 512, id="behind the last header"),
+        pytest.param(2 * STRIDE + 100, id="in the last header"),
+        pytest.param(2 * STRIDE, id="between two members"),
+        pytest.param(STRIDE + 700, id="in the second one's bytes"),
+        pytest.param(3 * STRIDE, id="before the end mark"),
+    ],
+)
+def test_a_truncated_tar_is_one_line(tmp_path: Path, kept: int) -> None:
+    place = make_tar(tmp_path / "some.tar", TAR)
+    place.write_bytes(place.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"some\.tar: is truncated or dam.*another copy") as error:
+        PictureSource([str(place)])
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"some\.tar: is truncated or damaged"):
+        unpack(place, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["x.png", f"{'long/' * 60}ü.png"])
+def test_a_whole_tar_is_read(tmp_path: Path, format: int, name: str) -> None:
+    if format == tarfile.USTAR_FORMAT:
+        name = name[-90:]
+    place = make_tar(tmp_path / "some.tar", {**TAR, name: png(7)}, format)
+    assert [each.name for each in archive_members(place)] == sorted([*TAR, name])
+    last = max(archive_members(place), key=lambda each: each.offset)
+    end = last.offset - 512 + STRIDE
+    place.write_bytes(place.read_bytes()[: end + 512])  # one block of zeros instead of many
+    assert {each.name: each.read() for each in archive_members(place)}[name] == png(7)
+
+
+def test_a_tar_whose_header_is_damaged_is_not_taken_for_its_start(tmp_path: Path) -> None:
+    place = make_tar(tmp_path / "some.tar", TAR)
+    patched(place, STRIDE + 150, b"none")
+    with pytest.raises(InputError, match=rf"some\.tar: .*no header at byte {STRIDE}\)"):
+        archive_members(place)
+
+
+def test_damage_in_a_tar_costs_the_picture_it_hits(tmp_path: Path) -> None:
+    place = make_tar(tmp_path / "some.tar", TAR)
+    patched(place, STRIDE + 512 + 20, bytes(600))
+    pool = Pool.read(Pictures(place, SMALL))
+    assert (len(pool), len(pool.failed)) == (2, 1)
+    assert f"{place}/1.png" in pool.failed[0]
+
+
+def test_a_compressed_tar_is_told_to_be_unpacked(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "some.tgz", "w:gz"):
+        pass
+    with pytest.raises(InputError, match=r"some\.tgz: not an uncompressed tar.*unpack it first"):
+        archive_members(tmp_path / "some.tgz")
+
+
 def test_an_encrypted_zip_names_the_remedy(tmp_path: Path) -> None:
     place = make_zip(tmp_path / "some.zip", {"a/x.png": png(1)})
     patched(place, place.read_bytes().index(b"PK\x01\x02") + 8, b"\x01\x00")
@@ -197,7 +267,7 @@ def test_a_wrong_size_is_told_without_unpacking_it_all(tmp_path: Path) -> None:
 def test_damage_anywhere_is_an_input_error_or_nothing(
     tmp_path: Path, seed: int, count: int
 ) -> None:
-    place = make_zip(tmp_path / "some.zip", {f"{i}.png": png(i) for i in range(3)})
+    place = make_zip(tmp_path / "some.zip", TAR)
     data = bytearray(place.read_bytes())
     rng = random.Random(seed)
     for _ in range(count):
@@ -210,6 +280,17 @@ def test_damage_anywhere_is_an_input_error_or_nothing(
     for member in members:
         with suppress(InputError):
             assert member.read() in [png(i) for i in range(3)]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(member=st.integers(0, 2), at=st.integers(0, 511), value=st.integers(0, 255))
+def test_a_damaged_header_of_a_tar_loses_no_picture_unsaid(
+    tmp_path: Path, member: int, at: int, value: int
+) -> None:
+    place = make_tar(tmp_path / "some.tar", TAR)
+    patched(place, member * STRIDE + at, bytes([value]))
+    with suppress(InputError):
+        assert [each.read() for each in archive_members(place)] == list(TAR.values())
 
 
 def test_threads_may_read_at_once(tmp_path: Path) -> None:
@@ -235,11 +316,7 @@ def test_unpacking_writes_what_is_read(tmp_path: Path, kind: str) -> None:
     if kind == "zip":
         make_zip(place, files)
     else:
-        with tarfile.open(place, "w") as tar:
-            for name, data in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+        make_tar(place, files)
     unpack(place, tmp_path / "out")
     for name, data in files.items():
         assert (tmp_path / "out" / name).read_bytes() == data
