@@ -195,7 +195,9 @@ def test_a_full_disk_is_told_in_a_line_and_loses_nothing(
 
     add = Metrics.add
     monkeypatch.setattr(Metrics, "add", full)
-    with pytest.raises(InputError, match="the disk is full; make room, then `normapps gan train --resume"):
+    with pytest.raises(
+        InputError, match="the disk is full; make room, then `normapps gan train --resume"
+    ):
         train(tiny, tmp_path / "parts", say=silent)
     monkeypatch.undo()
     assert open_run(tmp_path / "parts").done == 2
