@@ -194,7 +194,8 @@ class RunModel:
             raise InputError("no pictures given; give one file or array at least")
         prepare = Preprocessing.from_json(self.manifest.preprocessing).to_array
         pixels = (
-            each if isinstance(each, np.ndarray) else read_image(each).pixels for each in several
+            each if isinstance(each, np.ndarray) else read_image(each, flag="").pixels
+            for each in several
         )
         return np.stack([prepare(each) for each in pixels])
 

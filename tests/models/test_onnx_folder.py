@@ -78,6 +78,15 @@ def test_pictures_get_the_answers_that_torch_gives(folder: Path, tmp_path: Path)
         model.prepare([])
 
 
+def test_a_picture_beyond_the_limit_names_no_flag_that_is_not_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"a\.png: 1600 pixels .* limit of 1000; make it smaller"):
+        normapps.OnnxModel(folder, threads=1).prepare(tmp_path / "a.png")
+
+
 def test_it_needs_no_torch(folder: Path) -> None:
     code = (
         "import sys, numpy, normapps\n"
