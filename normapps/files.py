@@ -76,7 +76,10 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         InputError: it is a file, cannot be made, or may not be written to.
     """
     if Path(path).is_dir():
-        check_parent(Path(path) / "x")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise InputError(
+                f"{path}: may not be written to; change its permissions or name another folder"
+            )
         return
     if Path(path).exists():
         raise InputError(f"{path}: is a file, not a folder to write to")

@@ -214,9 +214,10 @@ def test_the_nearest_folder_says_whether_something_can_be_made(
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
     with pytest.raises(InputError, match=rf"b: cannot be made, {tmp_path} is not writable"):
         check_parent(tmp_path / "a" / "b")
-    for place in (tmp_path, tmp_path / "new"):
-        with pytest.raises(InputError, match=rf"{tmp_path} is not writable; name another"):
-            check_folder(place)
+    with pytest.raises(InputError, match=rf"new: cannot be made, {tmp_path} is not writable"):
+        check_folder(tmp_path / "new")
+    with pytest.raises(InputError, match=rf"^{tmp_path}: may not be written to; change its perm"):
+        check_folder(tmp_path)
 
 
 @root_writes_everywhere
