@@ -226,8 +226,11 @@ class LegendMaker:
         self._colours |= content.palette
         self._codes |= set(content.codes.tolist())
 
-    def legend(self) -> Legend:
+    def legend(self, place: str = "the maps") -> Legend:
         """Return what was learned.
+
+        Args:
+            place: where the maps lie, for errors.
 
         Raises:
             InputError: fewer than two classes, or more than `MAX_CLASSES`.
@@ -235,10 +238,12 @@ class LegendMaker:
         values = tuple(sorted(self._codes - set(self._ignored)))
         kind = self._kind or "ids"
         if len(values) < 2:
-            raise InputError(f"the maps hold {len(values)} class in all; there must be at least 2")
+            raise InputError(
+                f"{place}: {len(values)} class in all; there must be at least 2 to learn from"
+            )
         if len(values) > MAX_CLASSES:
             raise InputError(
-                f"the maps hold {len(values)} different {kind} in all; {MAX_CLASSES} at most: "
+                f"{place}: {len(values)} different {kind} in all; {MAX_CLASSES} at most: "
                 "are they label maps, without smoothing?"
             )
         return Legend(kind, values, self._shown(values, kind), self._ignored)

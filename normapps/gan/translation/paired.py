@@ -111,7 +111,7 @@ def read_pairs(
             f"{maps} and {pictures}: {len(kept)} usable pairs of a map and a picture of one name; "
             f"training needs {LEAST_PAIRS}{first}"
         )
-    return _pool(kept, maker.legend(), (*alone, *failed))
+    return _pool(kept, maker.legend(maps), (*alone, *failed))
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -194,7 +194,7 @@ class _Decoder:
         try:
             file = self.maps.file(pair.label_map)
             content = read_map(file, file.name).content(file.name)
-            picture = read_image(self.pictures.file(pair.picture)).pixels
+            picture = read_image(self.pictures.file(pair.picture), flag="").pixels
             _check_sizes(file.name, content.places, picture)
         except InputError as error:
             return error

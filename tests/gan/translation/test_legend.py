@@ -171,7 +171,7 @@ def test_a_legend_survives_json() -> None:
 
 
 def test_one_class_is_too_few_and_256_too_many() -> None:
-    with pytest.raises(InputError, match="the maps hold 1 class in all"):
+    with pytest.raises(InputError, match="the maps: 1 class in all"):
         _learned([[3, 3]])
-    with pytest.raises(InputError, match="hold 256 different ids in all; 255 at most"):
+    with pytest.raises(InputError, match="the maps: 256 different ids in all; 255 at most"):
         _learned([list(range(200))], [list(range(100, 256))])

@@ -83,6 +83,23 @@ def test_too_few_pairs_are_refused_with_the_first_reason(places: tuple[Path, Pat
         _read(places)
 
 
+def test_maps_of_one_class_are_refused_by_their_place(places: tuple[Path, Path]) -> None:
+    for path in places[0].iterdir():
+        Image.new("L", (16, 16), 5).save(path)
+    with pytest.raises(InputError, match=rf"^{places[0]}: 1 class in all; there must be at least"):
+        _read(places)
+
+
+def test_a_picture_beyond_the_limit_names_no_flag_that_is_not_there(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 40)).save(places[1] / "001.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    (line,) = _read(places).failed
+    assert line.startswith(f"{places[1]}/001.png: 1600 pixels are more than the limit of 1000; ")
+    assert line.endswith("; make it smaller first")
+
+
 def test_a_limit_and_a_lack_of_memory(places: tuple[Path, Path]) -> None:
     assert _read(places, limit=3).names == ("000", "001", "002")
     with pytest.raises(InputError, match=r"6 pairs of 16×16 need .* GB.*--limit 2 or a smaller"):
