@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import sha256, write_text
+from .inputs import Input
 
 NAME = "manifest.jsonl"
 
@@ -103,6 +104,30 @@ class Manifest:
         folder, name = os.path.split(output)
         place = os.path.relpath(os.path.realpath(folder), os.path.realpath(self._folder))
         return Path(place, name).as_posix()
+
+
+def without_made(
+    inputs: Sequence[Input], manifest: Manifest, arguments: Sequence[str]
+) -> list[Input]:
+    """Leave out what an earlier job made in the output folder, unless it is named itself.
+
+    Args:
+        inputs: what `find_inputs` returned.
+        manifest: of the output folder.
+        arguments: what `find_inputs` was given.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    named = {os.path.abspath(each) for each in arguments}
+    left = [
+        item
+        for item in inputs
+        if item.path is None or os.path.abspath(item.path) in named or not manifest.made(item.path)
+    ]
+    if not left:
+        raise InputError(f"{', '.join(arguments)}: only results of an earlier job are there")
+    return left
 
 
 def identify(path: Path) -> dict[str, Any]:

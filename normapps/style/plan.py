@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data.images import writable_format
 from ..data.inputs import STDIO, Input, find_inputs, is_folder_output, plan_outputs
-from ..data.manifest import Manifest
+from ..data.manifest import Manifest, without_made
 from ..errors import InputError, UsageError
 from .stylize_options import PRESET, StylizeOptions
 
@@ -64,7 +64,7 @@ def plan_job(options: StylizeOptions, contents: Sequence[str]) -> Plan:
     manifest = None
     if is_folder_output(options.output, results):
         manifest = Manifest(options.output)
-        inputs = _without_made(inputs, manifest, contents)
+        inputs = without_made(inputs, manifest, contents)
     names = [style_name(spec) for spec in options.style]
     planned = plan_outputs(inputs, names, options.output, multiple=not blended)
     tasks = tuple(Task(*each) for each in planned)
@@ -84,20 +84,6 @@ def _check_styles(specs: Iterable[str]) -> None:
             raise InputError(
                 f"{spec}: no such style file; check the path, shipped ones are {PRESET}NAME"
             )
-
-
-def _without_made(
-    inputs: Sequence[Input], manifest: Manifest, contents: Sequence[str]
-) -> list[Input]:
-    named = {os.path.abspath(each) for each in contents}
-    left = [
-        item
-        for item in inputs
-        if item.path is None or os.path.abspath(item.path) in named or not manifest.made(item.path)
-    ]
-    if not left:
-        raise InputError(f"{', '.join(contents)}: only results of an earlier job are there")
-    return left
 
 
 def _check_targets(targets: Sequence[Path], manifest: Manifest | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...data.images import encode_image, writable_format, write_image, write_notes
 from ...data.inputs import STDIO, Input, find_inputs, is_folder_output, plan_outputs
-from ...data.manifest import Manifest, identify, is_same
+from ...data.manifest import Manifest, identify, is_same, without_made
 from ...data.picture import Picture
 from ...errors import InputError, NormappsError, UsageError
 from ...files import check_folder
@@ -92,6 +92,7 @@ class TranslateJob:
         self._translator = translator or open_translator(
             options.model, back=options.back, device=options.device
         )
+        self._is_size_told = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -128,7 +129,7 @@ class TranslateJob:
             source = sys.stdin.buffer if path is None else path
             known = {} if self._manifest is None or path is None else identify(path)
             made = self._translator.file(source, self._options)
-            notes = self._write(made, task.target)
+            notes = self._write(made, task.target) + self._size_note(made)
             width, height = made.size
             seconds = round(time.perf_counter() - start, 4)
             result = replace(task.result, width=width, height=height, seconds=seconds, notes=notes)
@@ -148,6 +149,14 @@ class TranslateJob:
         sys.stdout.buffer.write(encode_image(made, kind, quality=quality))
         sys.stdout.buffer.flush()
         return made.notes + write_notes(made, kind)
+
+    def _size_note(self, made: Picture) -> tuple[str, ...]:
+        """What holds for every large picture is said of the first of a job."""
+        side = self._translator.trained_at
+        if self._is_size_told or not side or max(made.size) <= 4 * side:
+            return ()
+        self._is_size_told = True
+        return (f"trained at {side} px: a smaller --size is nearer to that (said once)",)
 
     def _record(self, task: _Task, result: Translated, known: dict[str, Any]) -> None:
         if self._manifest is None or task.target is None:
@@ -169,7 +178,7 @@ def _plan(output: str, pictures: Sequence[str]) -> tuple[list[_Task], Manifest |
     manifest = None
     if is_folder_output(output, len(inputs)):
         manifest = Manifest(output)
-        inputs = _without_made(inputs, manifest, pictures)
+        inputs = without_made(inputs, manifest, pictures)
     planned = plan_outputs(inputs, [""], output, multiple=False)
     tasks = [_Task(source, target) for source, _, target in planned]
     read = {os.path.realpath(task.source.path) for task in tasks if task.source.path is not None}
@@ -184,21 +193,6 @@ def _plan(output: str, pictures: Sequence[str]) -> tuple[list[_Task], Manifest |
     if first is not None:
         check_folder(manifest.path.parent if manifest is not None else first.parent)
     return tasks, manifest
-
-
-def _without_made(
-    inputs: Sequence[Input], manifest: Manifest, pictures: Sequence[str]
-) -> list[Input]:
-    """Leave out what an earlier job made in the output folder, unless it is named itself."""
-    named = {os.path.abspath(each) for each in pictures}
-    left = [
-        item
-        for item in inputs
-        if item.path is None or os.path.abspath(item.path) in named or not manifest.made(item.path)
-    ]
-    if not left:
-        raise InputError(f"{', '.join(pictures)}: only results of an earlier job are there")
-    return left
 
 
 def _failed(task: _Task, reason: str) -> Translated:

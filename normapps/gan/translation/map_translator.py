@@ -34,12 +34,15 @@ class MapTranslator:
 
     Attributes:
         fingerprint: SHA-256 of its weights.
+        trained_at: 0, its folder does not tell the size of the maps that it learned from.
         legend: which id or colour is which class.
         generator: the network, in evaluation mode.
 
     Raises:
         InputError: the model has no legend.
     """
+
+    trained_at = 0
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
         self.legend = Legend.from_json(manifest.preprocessing.get("legend", {}))

@@ -34,9 +34,11 @@ class Translator(Protocol):
 
     Attributes:
         fingerprint: SHA-256 of its weights.
+        trained_at: side of the pictures that it learned from, in pixels; 0 where not known.
     """
 
     fingerprint: str
+    trained_at: int
 
     def file(self, source: Path | BinaryIO, options: TranslateRunOptions) -> Picture:
         """Read one file, of any size, and translate it.
@@ -129,19 +131,12 @@ class PictureTranslator:
         _check_size(small, most)
         x = to_floats(torch.from_numpy(np.ascontiguousarray(small.pixels)).permute(2, 0, 1)[None])
         pixels = to_bytes(self.translate(x))[0].permute(1, 2, 0).cpu().numpy()
-        return dataclasses.replace(
-            small, pixels=np.ascontiguousarray(pixels), notes=small.notes + self._notes(small)
-        )
+        return dataclasses.replace(small, pixels=np.ascontiguousarray(pixels))
 
     def translate(self, x: Tensor) -> Tensor:
         """Translate (1, C, H, W) floats in [−1, 1], on any device; the same size comes out."""
         with evaluating(self.generator):
             return translate(self.generator, x.to(self.device))
-
-    def _notes(self, picture: Picture) -> tuple[str, ...]:
-        if not self.trained_at or max(picture.size) <= 4 * self.trained_at:
-            return ()
-        return (f"trained at {self.trained_at} px: a smaller --size is nearer to that",)
 
 
 def shrunk(picture: Picture, size: int | None) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ class Negative:
     """A translator that turns pictures into their negatives, and counts them."""
 
     fingerprint = "0" * 64
+    trained_at = 0
 
     def __init__(self) -> None:
         self.count = 0
@@ -86,6 +88,25 @@ def test_one_bad_file_stops_nothing(photos: Path, tmp_path: Path) -> None:
     assert results[0].error.startswith(f"{photos / 'a.png'}: ")
     assert results[1].error == f"{photos / 'b.png'}: out of memory; a smaller --size needs less"
     assert not (tmp_path / "out" / "a.png").exists()
+
+
+def test_pictures_much_larger_than_in_training_are_noted_once(photos: Path, tmp_path: Path) -> None:
+    translator = Negative()
+    translator.trained_at = 3  # 12 is four times as much: not yet
+    assert [each.notes for each in go(tmp_path / "3", photos, translator=translator)] == [()] * 3
+    translator.trained_at = 2
+    notes = [each.notes for each in go(tmp_path / "2", photos, translator=translator)]
+    assert notes[1:] == [(), ()]
+    assert notes[0] == ("trained at 2 px: a smaller --size is nearer to that (said once)",)
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda place, _: Path(place) != tmp_path / "out")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/out: may not be written to; change its"):
+        go(tmp_path / "out" / "x.png", photos / "a.png")
 
 
 def test_what_nobody_expects_is_raised(photos: Path, tmp_path: Path) -> None:

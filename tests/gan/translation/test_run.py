@@ -86,9 +86,9 @@ def test_the_long_side_is_brought_down_and_never_up(trained: Path) -> None:
     assert shrunk(picture, None) is picture
 
 
-def test_a_picture_much_larger_than_in_training_is_noted(trained: Path) -> None:
-    assert opened(trained)(photo(64, 64)).notes == ("a note",)
-    assert "trained at 16 px" in opened(trained)(photo(68, 64)).notes[1]
+def test_it_knows_at_which_size_it_was_trained(trained: Path) -> None:
+    assert opened(trained).trained_at == 16
+    assert opened(trained)(photo(68, 64)).notes == ("a note",)
 
 
 def test_tensors_of_any_size_and_no_gradients(trained: Path) -> None:
