@@ -69,8 +69,8 @@ def train(
 
     Everything random in step i comes from (seed, i, rank). Under torchrun each process draws its
     own pictures and gradients are averaged. The folder holds options.json, metrics.jsonl,
-    samples/STEP.png, checkpoint/ and, whenever training stops, generator/: a model folder with the
-    averaged generator, standing statistics in it and those of training beside it.
+    samples/STEP.png, checkpoint/ and, at the end or after `stop_after`, generator/: a model folder
+    with the averaged generator, standing statistics in it and those of training beside it.
 
     Args:
         options: what to learn from, and how.
