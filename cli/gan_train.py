@@ -12,7 +12,7 @@ import typer
 
 from normapps.gan.options import TrainOptions
 
-from .parameters import with_options
+from .parameters import typed, with_options
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an older run goes on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run's saved options.")]
@@ -40,7 +40,7 @@ def train(
     from normapps.gan.train import train as train_gan
 
     if resume:
-        options = resumed(out, options, _given(ctx))
+        options = resumed(out, options, typed(ctx, TrainOptions))
     if dry_run:
         _show_plan(options, as_json)
         return
@@ -55,13 +55,6 @@ def train(
             f"{out}: stopped at step {run.done} of {run.steps}; --resume goes on", file=sys.stderr
         )
     print(out / "generator")
-
-
-def _given(ctx: typer.Context) -> list[str]:
-    """Return the names of the options that were typed."""
-    names = [each.name for each in dataclasses.fields(TrainOptions)]
-    sources = {name: ctx.get_parameter_source(name) for name in names}
-    return [name for name, found in sources.items() if found and found.name == "COMMANDLINE"]
 
 
 def _show_plan(options: TrainOptions, as_json: bool) -> None:

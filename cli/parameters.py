@@ -45,6 +45,13 @@ def with_options(kind: type[Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+def typed(ctx: typer.Context, kind: type[Any]) -> list[str]:
+    """Return the names of the options of the class `kind` that were typed."""
+    names = [each.name for each in dataclasses.fields(kind)]
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    return [name for name, found in sources.items() if found and found.name == "COMMANDLINE"]
+
+
 def _parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
     hints = get_type_hints(kind)
     return {

@@ -60,13 +60,6 @@ def run(
         raise typer.Exit(1)
 
 
-def typed(ctx: typer.Context, kind: type) -> list[str]:
-    """Return the names of the options of a class that were typed."""
-    names = [each.name for each in dataclasses.fields(kind)]
-    sources = {name: ctx.get_parameter_source(name) for name in names}
-    return [name for name, found in sources.items() if found and found.name == "COMMANDLINE"]
-
-
 def say(line: str) -> None:
     """Print a line to standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -9,8 +9,8 @@ import typer
 
 from normapps.gan.translation.train_flags import TrainFlags, chosen
 
-from .parameters import with_options
-from .translate_run import say, typed
+from .parameters import typed, with_options
+from .translate_run import say
 
 
 @with_options(TrainFlags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from torch import Tensor, nn
 
 from ..engine.loop import CHECKPOINT
 from ..engine.run import has_checkpoint, load_checkpoint, unflatten
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..models.folder import load_model
-from ..options import flag, from_json
+from ..options import from_json
 from .networks import Shape, make_discriminator
 from .opening import generator_folder
-from .options import FREE, TrainOptions
+from .options import TrainOptions
+from .resuming import resumed_options
 
 SAMPLES = "samples"
 """The folder of grids, `STEP.png`, in a run folder."""
@@ -104,29 +104,18 @@ def open_run(folder: str | Path) -> Run:
 
 
 def resumed(folder: Path, options: TrainOptions, given: Sequence[str]) -> TrainOptions:
-    """Return a run's saved options, to go on with.
+    """Return the options with which a run goes on, see `resumed_options`.
 
     Args:
         folder: of the run.
         options: as they were given.
-        given: names of those that were given and not left at their defaults. Of these the run takes
-            what changes nothing that it learns (`FREE`); `stop_after` is never the saved one.
+        given: names of those that were given and not left at their defaults.
 
     Raises:
         InputError: the folder holds no run, or none that has a checkpoint.
-        UsageError: an option was given that belongs to the start of a run, with another value.
+        UsageError: an option that would make it another run, or `overwrite`.
     """
     run = open_run(folder)
     if not has_checkpoint(folder / CHECKPOINT):
         raise InputError(f"{folder}: has no checkpoint to resume from; train without --resume")
-    for name in given:
-        old, new = getattr(run.options, name), getattr(options, name)
-        if name not in FREE and old != new:
-            raise UsageError(
-                f"--resume {flag(name)} {new}: the run was started with {old}; leave it out, or "
-                "begin another run"
-            )
-    if options.overwrite:
-        raise UsageError("--resume --overwrite: contradict each other; leave one out")
-    taken = {name: getattr(options, name) for name in (*given, "stop_after") if name in FREE}
-    return dataclasses.replace(run.options, **({"overwrite": False} | taken))
+    return resumed_options(run.options, options, given, options.fixed)

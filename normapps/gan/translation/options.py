@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from ...errors import InputError, UsageError
-from ...options import device_option, flag, from_json, option, validate
+from ...errors import InputError
+from ...options import device_option, from_json, option, validate
+from ..resuming import resumed_options
 
 _FREE = (
     "device",
@@ -166,36 +167,21 @@ def check_kind(folder: Path, kind: type[FrameOptions]) -> None:
         raise InputError(f"{folder}: holds a run of another kind; choose another -o")
 
 
-def resumed(folder: Path, given: Framed, names: Sequence[str] | None = None) -> Framed:
-    """Return the options with which `--resume -o RUN` goes on: the run's own.
-
-    Of those given, an option that may change is taken over, and one that may not is refused unless
-    the run has the same. `stop_after` and `overwrite` are of one call and not inherited.
+def resumed(folder: Path, given: Framed, names: Sequence[str]) -> Framed:
+    """Return the options with which a run goes on, see `resumed_options`.
 
     Args:
         folder: the run's.
         given: the options of this call.
-        names: which of them were given; None those that differ from their defaults.
+        names: which of them were given, and not left at their defaults.
 
     Raises:
         InputError: the folder holds no run of these options.
-        UsageError: naming the first flag that would make it another run, or `overwrite`.
+        UsageError: an option that would make it another run, or `overwrite`.
     """
-    if given.overwrite:
-        raise UsageError("--resume --overwrite: contradict each other; leave one out")
     if not (folder / "options.json").is_file():
         raise InputError(f"{folder}: holds no run to resume; leave --resume out to begin one")
     kind = type(given)
     check_kind(folder, kind)
     saved = from_json(kind, folder / "options.json")
-    if names is None:
-        names = [e.name for e in fields(kind) if getattr(given, e.name) != e.default]
-    for name in (name for name in names if name in given.fixed):
-        now, before = getattr(given, name), getattr(saved, name)
-        if now != before:
-            raise UsageError(
-                f"{flag(name)} {now}: {folder} was started with {before!r}; leave it out, or begin "
-                "another run"
-            )
-    free = {name: getattr(given, name) for name in names if name not in given.fixed}
-    return replace(saved, **{**free, "stop_after": given.stop_after, "overwrite": False})
+    return resumed_options(saved, given, names, given.fixed)

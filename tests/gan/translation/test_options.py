@@ -22,40 +22,40 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_resumed_run_has_its_own_options(folder: Path) -> None:
-    assert resumed(folder, TranslateOptions()) == replace(STARTED, stop_after=0)
+    assert resumed(folder, TranslateOptions(), []) == replace(STARTED, stop_after=0)
 
 
 def test_what_may_change_does(folder: Path) -> None:
     given = TranslateOptions(device="cpu", save_every=7, stop_after=3)
     wanted = replace(STARTED, device="cpu", save_every=7, stop_after=3)
-    assert resumed(folder, given) == wanted
+    assert resumed(folder, given, ["device", "save_every", "stop_after"]) == wanted
 
 
 def test_to_go_on_and_to_begin_anew_contradict(folder: Path) -> None:
     with pytest.raises(UsageError, match="--resume --overwrite: contradict"):
-        resumed(folder, TranslateOptions(overwrite=True))
+        resumed(folder, TranslateOptions(overwrite=True), ["overwrite"])
     (folder / "options.json").write_text(to_json(replace(STARTED, overwrite=True)))
-    assert not resumed(folder, TranslateOptions()).overwrite
+    assert not resumed(folder, TranslateOptions(), []).overwrite
 
 
 def test_what_may_not_change_is_named(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"--width 16: .* was started with 8; leave it out"):
-        resumed(folder, TranslateOptions(width=16))
-    assert resumed(folder, TranslateOptions(width=8)).width == 8
+        resumed(folder, TranslateOptions(width=16), ["width"])
+    assert resumed(folder, TranslateOptions(width=8), ["width"]).width == 8
 
 
 def test_a_default_that_was_typed_counts(folder: Path) -> None:
-    assert resumed(folder, TranslateOptions(width=32)).width == 8
+    assert resumed(folder, TranslateOptions(width=32), []).width == 8
     with pytest.raises(UsageError, match="--width 32"):
         resumed(folder, TranslateOptions(width=32), ["width"])
 
 
 def test_a_run_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="holds a run of another kind; choose another -o"):
-        resumed(folder, PairedOptions())
+        resumed(folder, PairedOptions(), [])
     (folder / "options.json").write_text("{")
     with pytest.raises(InputError, match=r"options\.json"):
-        resumed(folder, TranslateOptions())
+        resumed(folder, TranslateOptions(), [])
 
 
 def test_pairs_must_be_left_to_train_on() -> None:
@@ -65,7 +65,7 @@ def test_pairs_must_be_left_to_train_on() -> None:
 
 def test_there_must_be_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run to resume"):
-        resumed(tmp_path, TranslateOptions())
+        resumed(tmp_path, TranslateOptions(), [])
 
 
 @pytest.mark.parametrize(
