@@ -16,17 +16,18 @@ from ...engine.device import evaluating
 from ...errors import InputError, UsageError
 from ...files import check_writable, write_text
 from ..data import read_pool
-from ..evaluation.extractors import open_extractor
+from ..evaluation.extractors import Extractor, open_extractor
 from ..evaluation.options import MeasureOptions
 from ..evaluation.provenance import Provenance, place_words
 from ..evaluation.scorer import Scorer, of_pool, shuffled
-from ..evaluation.scores import Scores, shown, too_few
+from ..evaluation.scores import Scores, Seen, shown, too_few
 from .options import TranslateEvaluateOptions
 from .run import PictureTranslator, open_translator
 from .strips import translate
 from .unpaired import to_bytes, to_floats
 
 _BATCH = 16
+_DOMAINS = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -79,45 +80,59 @@ def evaluate_translation(
     """
     if options.out:
         check_writable(options.out, options.overwrite)
-    translator = open_translator(options.model, back=options.back, device=options.device)
-    if not isinstance(translator, PictureTranslator):
-        raise UsageError(f"-m {options.model}: translates maps; `gan evaluate` scores its pictures")
+    translator = _opened(options)
     extractor = open_extractor(options.extractor, options.device)
-    source, target = (_read(options, translator, name, say) for name in ("source", "target"))
+    source, target = (_read(options, translator, name, say) for name in _DOMAINS)
     chosen = MeasureOptions(metrics=("frechet", "kernel"), seed=options.seed, fakes=len(source))
     scorer = Scorer(extractor, target, chosen)
     order = shuffled(len(source), 0, options.seed)
     before = scorer.see(of_pool(source, order, _BATCH))
     after = scorer.see(_translated(translator, of_pool(source, order, _BATCH)))
-    trained = translator.history
-    provenance = Provenance(
-        extractor=extractor.name,
-        sha256=extractor.sha256,
-        features=scorer.real.features.shape[1],
-        real=place_words(_place(options, translator, "target")),
-        reals=scorer.real.count,
-        fakes=after.count,
-        held=scorer.held.count,
-        compared=min(len(scorer.real.features), len(after.features)),
-        resizer=extractor.describe_resizer(after.size),
-        generator=f"{place_words(options.model)} of "
-        f"{place_words(_place(options, translator, 'source'))}",
-        average=f"EMA {trained['ema']:g} of the parameters" if "ema" in trained else "",
-        stage=f"step {trained['step']} of {trained['steps']}" if "steps" in trained else "",
-        seed=options.seed,
-    )
     found = Comparison(
         scorer.score(before),
         scorer.score(after),
         scorer.floor(),
         extractor.is_fid,
-        provenance,
+        _provenance(options, translator, extractor, scorer, after),
         tuple(too_few(scorer.real, after, chosen)),
     )
     if options.out:
         text = json.dumps(found.numbers(), indent=2, ensure_ascii=False) + "\n"
         write_text(Path(options.out), text, overwrite=options.overwrite)
     return found
+
+
+def _opened(options: TranslateEvaluateOptions) -> PictureTranslator:
+    translator = open_translator(options.model, back=options.back, device=options.device)
+    if not isinstance(translator, PictureTranslator):
+        raise UsageError(f"-m {options.model}: translates maps; `gan evaluate` scores its pictures")
+    return translator
+
+
+def _provenance(
+    options: TranslateEvaluateOptions,
+    translator: PictureTranslator,
+    extractor: Extractor,
+    scorer: Scorer,
+    after: Seen,
+) -> Provenance:
+    trained = translator.history
+    source, target = (place_words(_place(options, translator, name)) for name in _DOMAINS)
+    return Provenance(
+        extractor=extractor.name,
+        sha256=extractor.sha256,
+        features=scorer.real.features.shape[1],
+        real=target,
+        reals=scorer.real.count,
+        fakes=after.count,
+        held=scorer.held.count,
+        compared=min(len(scorer.real.features), len(after.features)),
+        resizer=extractor.describe_resizer(after.size),
+        generator=f"{place_words(options.model)} of {source}",
+        average=f"EMA {trained['ema']:g} of the parameters" if "ema" in trained else "",
+        stage=f"step {trained['step']} of {trained['steps']}" if "steps" in trained else "",
+        seed=options.seed,
+    )
 
 
 def _translated(translator: PictureTranslator, batches: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -105,12 +105,7 @@ def read_pairs(
     _check_room(len(pairs), size, max_bytes)
     maker = LegendMaker(ignored)
     kept, failed = _decoded(_Decoder(*sources, size), maker, pairs, workers, progress)
-    if len(kept) < LEAST_PAIRS:
-        first = next((f"; the first: {line}" for line in (*failed, *alone)), "")
-        raise InputError(
-            f"{maps} and {pictures}: {len(kept)} usable pairs of a map and a picture of one name; "
-            f"training needs {LEAST_PAIRS}{first}"
-        )
+    _check_count(len(kept), f"{maps} and {pictures}", (*failed, *alone))
     return _pool(kept, maker.legend(maps), (*alone, *failed))
 
 
@@ -246,6 +241,15 @@ def _check_sizes(name: str, label_map: np.ndarray, picture: np.ndarray) -> None:
         raise InputError(
             f"{name}: is {wide}×{high} and its picture {broad}×{tall}; scale the map to the "
             "picture's size by nearest neighbour"
+        )
+
+
+def _check_count(count: int, places: str, reasons: Sequence[str]) -> None:
+    if count < LEAST_PAIRS:
+        first = f"; the first: {reasons[0]}" if reasons else ""
+        raise InputError(
+            f"{places}: {count} usable pairs of a map and a picture of one name; "
+            f"training needs {LEAST_PAIRS}{first}"
         )
 
 
