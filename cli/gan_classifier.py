@@ -22,7 +22,7 @@ def classifier(
     options: ClassifierOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train a small classifier, so that pictures of the same kind can be scored by its features.
+    """Train a small classifier whose features score pictures.
 
     Give the model folder that it leaves to `gan evaluate --extractor`. Ctrl-C writes a
     checkpoint; the same command goes on from there.

@@ -20,7 +20,7 @@ def compare(
     options: CompareOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report's JSON.")] = False,
 ) -> None:
-    """Train the same GAN under several normalizations and seeds, and score all alike.
+    """Train a GAN under several normalizations, score all alike.
 
     Prints one table; the folder gets a run each, report.json and report.html with the curves. A
     run that diverged is a row that says so. Ctrl-C writes a checkpoint; the same command goes on,

@@ -34,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def evaluate(
     source: Source, *, options: EvaluateOptions, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Score a generator against real pictures, by features of a named network.
+    """Score a generator against real pictures by a named network.
 
     Fréchet and kernel distance, precision, recall, density, coverage, classifier score; each beside
     what real pictures score against real ones. It is called FID under the FID's own network alone:

@@ -62,7 +62,7 @@ def interpolate(
     options: InterpolateOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the way from seed to seed, or from class to class, as a grid or an animation.
+    """Draw the way from seed to seed: a grid or an animation.
 
     A conditional generator takes every class that is chosen the same way, one below the other;
     with --between classes every seed goes through the classes.
@@ -79,7 +79,7 @@ def export(
     options: GanExportOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Write a generator as ONNX or torch.export, compared with torch.
+    """Write a generator as ONNX or torch.export, and check it.
 
     It takes z, (N, latent) from N(0, I), and of a conditional generator y, (N,) class numbers; what
     it gives is in [−1, 1], a byte ⌊128·(x + 1)⌋, as the file's metadata says.
@@ -100,7 +100,7 @@ def inspect(
     options: InspectOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Show the norms of the discriminator's weights, layer by layer.
+    """Show the norms of the discriminator's weights by layer.
 
     Exits with 1 if a layer's u and v are stale: more than 10 % off the norm they stand
     for. A few per cent are usual in training.

@@ -9,7 +9,7 @@ from .translate_run import run
 from .translate_train import train
 
 app = typer.Typer(
-    no_args_is_help=True, help="Turn pictures of one domain into another, or maps into pictures."
+    no_args_is_help=True, help="Turn pictures of one kind into another, or maps into pictures."
 )
 
 

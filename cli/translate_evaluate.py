@@ -19,7 +19,7 @@ def evaluate(
     options: TranslateEvaluateOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure the distance of the source's pictures to the target's, before and after.
+    """Measure the distance to the target, before and after.
 
     Fréchet and kernel distance of the features of a named network, beside what some pictures of the
     target score against the others. Called FID under the FID's own network alone.

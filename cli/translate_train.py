@@ -23,7 +23,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run's saved options.")
     ] = False,
 ) -> None:
-    """Learn to turn the pictures of one folder into those of another, or label maps into pictures.
+    """Learn to turn pictures into others, or maps into pictures.
 
     With --source and --target, two folders without pairs, and both ways are learned; with --maps
     and --target, pairs of a map and a picture of one name. The run folder gets checkpoints,

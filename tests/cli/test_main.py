@@ -13,7 +13,7 @@ from normapps.cli import main as command_line
 
 LISTED = [
     *("stylize", "doctor", "style", "norm", "adapt", "slim"),
-    *("quantize", "compress", "export", "models"),
+    *("gan", "translate", "quantize", "compress", "export", "models"),
 ]
 """The commands, in the order of `--help`."""
 
