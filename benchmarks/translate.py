@@ -6,23 +6,30 @@ that training never saw. A run that is interrupted goes on where it stopped; `--
 only so many steps of it at once.
 
 The recipe is as short as a CPU allows; `--full` is for a GPU, at 128 pixels.
+
+`--memory` trains nothing: it prints what translating large pictures takes on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from results import conditions, table, write_section
 
+from normapps.engine.device import evaluating
 from normapps.gan.evaluation.scores import shown
 from normapps.gan.translation.evaluate import Comparison, evaluate_translation
 from normapps.gan.translation.options import TranslateEvaluateOptions, TranslateOptions
+from normapps.gan.translation.strips import translate
 from normapps.gan.translation.train import train_unpaired
+from normapps.measure.memory import peak_bytes
 from normapps.models.folder import read_manifest
+from normapps.models.translator import adalin_generator
 
 DOMAINS = ("photo", "art_painting")
 HELD_OUT = 5
@@ -30,12 +37,17 @@ HELD_OUT = 5
 SHORT = {"size": 64, "steps": 1500, "batch_size": 2, "width": 24, "blocks": 2, "ema": 0.995}
 SHORT |= {"lr": 3e-4, "cycle_weight": 5.0, "identity_weight": 2.0}
 FULL = {"size": 128, "steps": 40_000, "batch_size": 8}
+LARGE = ((500, 375), (1000, 750), (2000, 1500))
+"""Width and height of the pictures of `--memory`; the peak is a process's, so the largest last."""
 
 
 def main() -> None:
     """Train, measure, publish."""
     options = _arguments()
     torch.set_num_threads(options.threads)
+    if options.memory:
+        _print_memory()
+        return
     places = [_unpacked(options.shared / "data" / f"pacs_{name}.tar", options.runs, name)
               for name in DOMAINS]  # fmt: skip
     recipe: dict[str, Any] = {**(FULL if options.full else SHORT)}
@@ -68,8 +80,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory", action="store_true", help="of large pictures; nothing else")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     return parser.parse_args()
+
+
+def _print_memory() -> None:
+    """Print seconds and peak memory of a generator of the default width, weights as drawn."""
+    generator, start, rows = adalin_generator(), peak_bytes(), []
+    for width, height in LARGE:
+        began = time.perf_counter()
+        with evaluating(generator):
+            translate(generator, torch.rand(1, 3, height, width) * 2 - 1)
+        seconds, above = time.perf_counter() - began, peak_bytes() - start
+        cells = f"{width}×{height}", f"{seconds:.1f}", f"{peak_bytes() / 1e9:.2f}"
+        rows.append([*cells, f"{above / (width * height):.0f}"])
+    head = ["picture", "seconds", "peak of the process, GB", "bytes a pixel above its start"]
+    print(table(head, rows), conditions(("normapps", "torch"), "cpu"), sep="\n\n")
 
 
 def _unpacked(archive: Path, runs: Path, name: str) -> Path:
