@@ -25,7 +25,7 @@ from .unpaired import to_bytes, to_floats
 MOST = 2**25
 """Pixels of the largest picture that is translated, unless --max-pixels says otherwise."""
 _BYTES = 210
-"""Of memory a pixel, at the default width: an estimate; `benchmarks/translate.py --memory` tells."""
+"""Of memory a pixel, estimated; `benchmarks/translate.py --memory` prints what is measured."""
 _DOMAINS = ("source", "target")
 
 
