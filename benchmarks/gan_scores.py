@@ -1,8 +1,8 @@
 """Our scores beside torchmetrics' and torch-fidelity's on the same features, and their Inception.
 
 The two are not installed with this package: `pip install torchmetrics torch-fidelity` in an
-environment of its own. What is missing is named and left out. Prints a table; downloads nothing:
-the Inception networks are compared on random weights.
+environment of its own. What is missing is named and left out. Downloads nothing: the Inception
+networks are compared on random weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import table
+from results import conditions, table, write_section
 from torch import Tensor, nn
 
 from normapps.gan.evaluation.frechet import feature_moments, frechet_distance
@@ -59,7 +59,17 @@ def main() -> None:
             scores = _THEIRS[peer](*pair)
             rows += [_row(n, pair[0], ours[n], peer, v) for n, v in scores.items()]
     rows += _inception_rows(options.pictures) if "torch_fidelity" in found else []
-    print(table(HEAD, rows) if rows else "nothing to compare with")
+    if not rows:
+        raise SystemExit("nothing to compare with")
+    title = (
+        "## Scores of GANs beside their peers\n\nThe same features into both; the Inception "
+        "networks with the same random weights and pictures."
+    )
+    peers = ("normapps", "torch", "torchmetrics", "torch-fidelity")
+    body = "\n\n".join([title, table(HEAD, rows), conditions(peers)])
+    print(body)
+    if not options.dry_run:
+        write_section("gan-scores", body)
 
 
 def _arguments() -> argparse.Namespace:
@@ -69,6 +79,7 @@ def _arguments() -> argparse.Namespace:
         "--width", type=int, default=512, help="features; half as many pictures too"
     )
     parser.add_argument("--pictures", type=int, default=4, help="that both Inception networks see")
+    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     return parser.parse_args()
 
 
