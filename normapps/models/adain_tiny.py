@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..norm import INSTANCE, Moments, adain
+from ..norm import INSTANCE, Moments, transfer
 
 Levels = tuple[Moments, Moments]
 """Instance moments at ¼ and ⅛ resolution."""
@@ -40,7 +40,7 @@ class AdainTiny(nn.Module):
         hidden: units of the network that predicts the decoder's modulation from the style.
     """
 
-    def __init__(self, width: int = 48, deep: int = 72, hidden: int = 48) -> None:
+    def __init__(self, width: int = 48, deep: int = 72, hidden: int = 128) -> None:
         super().__init__()
         self.width, self.deep = width, deep
         self.stem = _conv(48, width)
@@ -74,21 +74,27 @@ class AdainTiny(nn.Module):
         return fine, self.coarse(F.relu_(self.down(F.relu(fine))))
 
     def decode(
-        self, features: tuple[Tensor, Tensor], style: Levels, own: Levels | None = None
+        self,
+        features: tuple[Tensor, Tensor],
+        style: Levels,
+        own: Levels | None = None,
+        method: str = "adain",
     ) -> Tensor:
         """Render features with another style's moments.
 
         Args:
             features: what `encode` returned.
             style: moments to give to the features, of one style or of N.
-            own: the features' own moments where they are known (see `adain`).
+            own: the features' own moments where they are known.
+            method: `adain`, or `wct`, `ot` or `cholesky`, for which all moments must be full (see
+                `norm.transfer`).
 
         Returns:
             (N, 3, H, W) image, about [0, 1]; not clamped.
         """
         own_fine, own_coarse = own or (None, None)
-        fine = adain(features[0], style[0], own=own_fine)
-        coarse = adain(features[1], style[1], own=own_coarse)
+        fine = transfer(features[0], style[0], method, own_fine)
+        coarse = transfer(features[1], style[1], method, own_coarse)
         x = self.draw(fine, coarse, self.modulation(numbers_of(style)))
         out: Tensor = self.image(F.pixel_shuffle(x, 2))
         return out
@@ -111,26 +117,35 @@ class AdainTiny(nn.Module):
         x = F.pixel_shuffle(F.relu_(_modulate(self.shuffle_half(F.relu(x)), films[3])), 2)
         return F.relu_(self.shuffle_full(x))
 
-    def forward(self, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, content: Tensor, style: Tensor, method: str = "adain"
+    ) -> tuple[Tensor, Tensor]:
         """Stylize and, for training, reconstruct.
 
         Args:
             content: (N, 3, H, W) in [0, 1].
             style: (N, 3, H', W') in [0, 1].
+            method: see `decode`.
 
         Returns:
             The N stylized images, and the first content rendered with its own moments.
         """
         features = self.encode(content)
-        stylized = self.decode(features, moments(self.encode(style)))
+        wanted = moments(self.encode(style), full=method != "adain")
+        stylized = self.decode(features, wanted, method=method)
         first = (features[0][:1], features[1][:1])
         return stylized, self.decode(first, moments(first))
 
 
-def moments(features: Sequence[Tensor], weights: Sequence[Tensor | None] = (None, None)) -> Levels:
-    """Measure the instance moments of the features of both levels."""
+def moments(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor | None] = (None, None),
+    full: bool = False,
+) -> Levels:
+    """Measure the instance moments of the features of both levels, with covariances if `full`."""
     fine, coarse = (
-        Moments.of(x, INSTANCE, weight=w) for x, w in zip(features, weights, strict=True)
+        Moments.of(x, INSTANCE, full=full, weight=w)
+        for x, w in zip(features, weights, strict=True)
     )
     return fine, coarse
 

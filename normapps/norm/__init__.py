@@ -30,7 +30,7 @@ from .partition import (
     ghost,
     groups,
 )
-from .recovery import adain, affine
+from .recovery import TRANSFERS, adain, affine, transfer
 from .undo import Undo
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ __all__ = [
     "INSTANCE",
     "LAYER",
     "POSITION",
+    "TRANSFERS",
     "AdaIN",
     "ConditionedModel",
     "Conversion",
@@ -121,6 +122,7 @@ __all__ = [
     "spectral_norm_",
     "standardize",
     "sync_norm_",
+    "transfer",
     "transport",
     "transport_matrix",
     "unfreeze_norm_",

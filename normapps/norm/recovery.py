@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from .moments import Moments
 from .operations import transport
 from .partition import INSTANCE
@@ -88,6 +88,45 @@ def adain(
     """
     own = Moments.of(content, INSTANCE) if own is None else own
     return transport(content, own, style, "diagonal", eps, alpha)
+
+
+TRANSFERS = {"adain": "diagonal", "wct": "zca", "ot": "ot", "cholesky": "cholesky"}
+"""How features get a style's moments, and the map of `transport` that does it."""
+
+_RIDGES = {"adain": 1e-5}
+_RIDGE = 1e-2
+"""Of maps of the whole covariance: keeps directions in which the content hardly varies from being
+blown up to the style's (they hold rounding and compression noise)."""
+
+
+def transfer(
+    content: Tensor,
+    style: Moments,
+    method: str = "adain",
+    own: Moments | None = None,
+    alpha: float = 1.0,
+    eps: float | None = None,
+) -> Tensor:
+    """Give feature maps a style's moments by one of the four maps of style transfer.
+
+    Args:
+        content: (N, C, H, W) features.
+        style: instance moments of C channels, for one style or for N; full but for `adain`.
+        method: `adain` (Huang & Belongie 2017): means and variances; `wct` (Li et al. 2017): the
+            covariance, whitened by Σc^-½ and coloured by Σs^½; `ot`: the covariance by the
+            Gaussian optimal transport map, the least displacement; `cholesky`: by L_s L_c⁻¹.
+        own: the content's instance moments where they are known; measured otherwise.
+        alpha: strength: 0 gives the content, 1 the style's moments.
+        eps: ridge on both covariances; by default 1e-5 for `adain` and 1e-2 for the others.
+
+    Raises:
+        InputError: an unknown method, or moments that do not fit or are diagonal.
+    """
+    if method not in TRANSFERS:
+        raise unknown("method", method, TRANSFERS)
+    own = Moments.of(content, INSTANCE, full=method != "adain") if own is None else own
+    ridge = _RIDGES.get(method, _RIDGE) if eps is None else eps
+    return transport(content, own, style, TRANSFERS[method], ridge, alpha)
 
 
 def _channelwise(values: Tensor, x: Tensor) -> Tensor:

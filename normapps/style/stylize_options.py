@@ -13,6 +13,9 @@ PRESET = "preset:"
 SUFFIX = ".style"
 """What a style file's name ends with."""
 
+METHODS = ("adain", "wct", "ot", "cholesky")
+"""Maps that give features a style's moments: `normapps.norm.TRANSFERS`, the default first."""
+
 
 @dataclass(frozen=True)
 class StylizeOptions:
