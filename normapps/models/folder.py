@@ -31,6 +31,7 @@ PROGRAM_FORMAT = "normapps-program"
 
 BUILDERS = {
     "adain-tiny": "normapps.models.adain_tiny:AdainTiny",
+    "vgg-cascade": "normapps.models.vgg_cascade:VggCascade",
     "small-cnn": "normapps.models.small:small_cnn",
     "cifar-vgg": "normapps.models.cifar:cifar_vgg",
     "cifar-resnet": "normapps.models.cifar:cifar_resnet",

@@ -21,7 +21,9 @@ from ..errors import InputError
 CONVS = (2, 2, 4, 4, 4)
 """Convolutions a block of VGG-19."""
 
-_CHANNELS = (64, 128, 256, 512, 512)
+WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of those blocks."""
+
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -33,6 +35,7 @@ class Vgg19(nn.Module):
         last: the deepest layer to build, such as `relu4_1`.
         padding_mode: of the 3×3 convolutions: `zeros`, or `reflect` for `vgg_normalised`.
         ceil_mode: of the pooling.
+        widths: channels of the five blocks.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Vgg19(nn.Module):
         last: str = "relu4_1",
         padding_mode: Literal["zeros", "reflect"] = "zeros",
         ceil_mode: bool = False,
+        widths: Sequence[int] = WIDTHS,
     ) -> None:
         super().__init__()
         self.ceil_mode = ceil_mode
@@ -47,7 +51,7 @@ class Vgg19(nn.Module):
         self.convs = nn.ModuleDict()
         channels = 3
         for name in layer_names(last):
-            out = _CHANNELS[int(name[4]) - 1]
+            out = widths[int(name[4]) - 1]
             self.convs[name] = nn.Conv2d(channels, out, 3, padding=1, padding_mode=padding_mode)
             channels = out
 
@@ -62,7 +66,9 @@ class Vgg19(nn.Module):
         for name, conv in self.convs.items():
             if name.endswith("_1") and name != "relu1_1":
                 x = F.max_pool2d(x, 2, ceil_mode=self.ceil_mode)
-            x = found[name] = F.relu(conv(x))
+            x = F.relu(conv(x))
+            if name in layers:
+                found[name] = x
             if name == layers[-1]:
                 break
         return [found[name] for name in layers]
