@@ -21,7 +21,7 @@ Levels = tuple[Moments, Moments]
 """Instance moments at ¼ and ⅛ resolution."""
 
 Film = tuple[Tensor, Tensor]
-"""Scale and shift, (N, C) each, of the channels inside a block (FiLM)."""
+"""Scale and shift of the channels inside a block (FiLM): (N, C) each, or maps (N, C, H, W)."""
 
 STRIDES = (4, 8)
 STRIDE = 8
@@ -95,8 +95,39 @@ class AdainTiny(nn.Module):
         own_fine, own_coarse = own or (None, None)
         fine = transfer(features[0], style[0], method, own_fine)
         coarse = transfer(features[1], style[1], method, own_coarse)
-        x = self.draw(fine, coarse, self.modulation(numbers_of(style)))
-        out: Tensor = self.image(F.pixel_shuffle(x, 2))
+        return self._finish(fine, coarse, self.modulation(numbers_of(style)))
+
+    def decode_regions(
+        self,
+        features: tuple[Tensor, Tensor],
+        styles: Sequence[Levels],
+        own: Sequence[Levels],
+        shares: tuple[Tensor, Tensor],
+        method: str = "adain",
+    ) -> Tensor:
+        """Render features with the moments of several styles, each where it has a share.
+
+        Args:
+            features: what `encode` returned, (1, C, H, W) at each level.
+            styles: moments to give to the features, one for each of K regions.
+            own: the features' own moments in each region.
+            shares: (1, K, H, W) at ¼ and ⅛ resolution, which sum to 1 at every position.
+            method: see `decode`.
+
+        Returns:
+            (1, 3, H, W) image, about [0, 1]; not clamped.
+        """
+        fine, coarse = (
+            _blended(x, [s[i] for s in styles], [o[i] for o in own], shares[i], method)
+            for i, x in enumerate(features)
+        )
+        given = [self.modulation(numbers_of(style)) for style in styles]
+        by_block = zip(zip(*given, strict=True), (1, 1, 0, 0), strict=True)
+        films = [_film_map(parts, shares[level]) for parts, level in by_block]
+        return self._finish(fine, coarse, films)
+
+    def _finish(self, fine: Tensor, coarse: Tensor, films: Sequence[Film]) -> Tensor:
+        out: Tensor = self.image(F.pixel_shuffle(self.draw(fine, coarse, films), 2))
         return out
 
     def draw(self, fine: Tensor, coarse: Tensor, films: Sequence[Film]) -> Tensor:
@@ -144,8 +175,7 @@ def moments(
 ) -> Levels:
     """Measure the instance moments of the features of both levels, with covariances if `full`."""
     fine, coarse = (
-        Moments.of(x, INSTANCE, full=full, weight=w)
-        for x, w in zip(features, weights, strict=True)
+        Moments.of(x, INSTANCE, full=full, weight=w) for x, w in zip(features, weights, strict=True)
     )
     return fine, coarse
 
@@ -196,8 +226,31 @@ def _unshuffle(image: Tensor, side: int) -> Tensor:
 def _modulate(x: Tensor, film: Film | None) -> Tensor:
     if film is None:
         return x
-    scale, shift = (part[..., None, None] for part in film)
+    scale, shift = (part if part.dim() == 4 else part[..., None, None] for part in film)
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def _blended(
+    x: Tensor, styles: Sequence[Moments], own: Sequence[Moments], shares: Tensor, method: str
+) -> Tensor:
+    """Move features to each style's moments and blend by (1, K, H, W) shares, in float32.
+
+    Far from its region a map may send features beyond what half precision holds.
+    """
+    precise, out = x.float(), torch.zeros_like(x, dtype=torch.float32)
+    for style, part, share in zip(styles, own, shares.split(1, 1), strict=True):
+        out.addcmul_(transfer(precise, style, method, part), share)
+    return out.to(x.dtype)
+
+
+def _film_map(films: Sequence[Film], shares: Tensor) -> Film:
+    """Blend modulations, (1, C) each, into maps (1, C, H, W)."""
+    shares = shares.to(films[0][0].dtype)
+    scale, shift = (
+        torch.einsum("kc,nkhw->nchw", torch.cat(parts), shares)
+        for parts in zip(*films, strict=True)
+    )
+    return scale, shift
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

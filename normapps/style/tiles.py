@@ -73,6 +73,39 @@ def pad_to_stride(image: Tensor, stride: int, least: int) -> Tensor:
     return image
 
 
+class Padded:
+    """A picture extended by reflection, cut tile by tile: there is never a copy of the whole.
+
+    Args:
+        image: (N, C, H, W) of any dtype.
+        stride: the sides become multiples of it.
+        least: and at least so long.
+    """
+
+    def __init__(self, image: Tensor, stride: int, least: int) -> None:
+        self._image = image
+        self._rows, self._columns = (reflection(side, stride, least) for side in image.shape[2:])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the padded picture."""
+        return len(self._rows), len(self._columns)
+
+    def cut(self, tile: Tile) -> Tensor:
+        """Return the outer part of a tile: a view where it lies inside the true picture."""
+        import torch
+
+        top, bottom, left, right = tile.outer
+        height, width = self._image.shape[2:]
+        if bottom <= height and right <= width:
+            return tile.cut(self._image)
+        rows, columns = (
+            torch.from_numpy(index).to(self._image.device)
+            for index in (self._rows[top:bottom], self._columns[left:right])
+        )
+        return self._image[:, :, rows[:, None], columns]
+
+
 def reflection(size: int, stride: int, least: int) -> np.ndarray:
     """Return which of `size` rows stands at each place of the padded side: (padded,) int64."""
     padded = max(least, -(-size // stride) * stride)
