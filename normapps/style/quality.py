@@ -6,7 +6,7 @@ are relative, so that they compare across pictures, methods and networks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ JUDGED = 256
 METRICS = ("ssim", "rel_content", "rel_style", "rel_gram", "lattice")
 
 _WINDOW = 11
+
+Features = Callable[[np.ndarray], Sequence[Tensor]]
+"""(H, W, 3) uint8 sRGB → features (1, C, h, w) a layer: a judge of style."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,74 @@ class Scores:
     lattice: float
 
 
-def score(output: np.ndarray, content: np.ndarray, style: np.ndarray, vgg: Vgg19) -> Scores:
-    """Judge one stylized picture.
+class Pair:
+    """A photo and a painting as the judge sees them, once, for every method that joins them.
 
-    Output, content and style are reduced to long side `JUDGED` by Lanczos's filter before VGG
-    (smaller ones stay as they are). SSIM and the lattice are measured at the output's own size.
+    Args:
+        content: (H, W, 3) uint8 sRGB.
+        style: (H', W', 3) uint8 sRGB.
+        vgg: up to relu4_1 at least; its device and precision are used.
+        others: further judges of the style, by the name of their score.
+
+    Raises:
+        InputError: a picture is too thin to be judged.
+    """
+
+    def __init__(
+        self,
+        content: np.ndarray,
+        style: np.ndarray,
+        vgg: Vgg19,
+        others: Mapping[str, Features] | None = None,
+    ) -> None:
+        check_judgeable(content, style)
+        self._content, self._vgg = content, vgg
+        self._shown, self._wanted = (_features(vgg, _reduced(x)) for x in (content, style))
+        self._others = {
+            name: (judge, judge(_reduced(style))) for name, judge in (others or {}).items()
+        }
+
+    def score(self, output: np.ndarray) -> Scores:
+        """Judge a picture that joins the two.
+
+        Output, content and style are reduced to long side `JUDGED` by Lanczos's filter before VGG
+        (smaller ones stay as they are). SSIM and the lattice are measured at the output's own size.
+
+        Args:
+            output: (H, W, 3) uint8 sRGB, of the content's size.
+
+        Raises:
+            InputError: sizes differ.
+        """
+        content = self._content
+        if output.shape != content.shape:
+            raise InputError(
+                f"the output is {output.shape[1]}×{output.shape[0]}, its content "
+                f"{content.shape[1]}×{content.shape[0]}; a picture is judged at its content's size"
+            )
+        got = _features(self._vgg, _reduced(output))
+        return Scores(
+            ssim=ssim(output, content),
+            rel_content=float(relative_distance(got[-1], self._shown[-1])),
+            rel_style=float(style_distance(got, self._wanted)),
+            rel_gram=float(gram_distance(got, self._wanted)),
+            lattice=float(lattice(_to_tensor(output))),
+        )
+
+    def other_scores(self, output: np.ndarray) -> dict[str, float]:
+        """Return the relative style distance of (H, W, 3) uint8 in each further judge's features.
+
+        Of features at long side `JUDGED`, as `rel_style` is.
+        """
+        small = _reduced(output)
+        return {
+            name: float(style_distance(judge(small), wanted))
+            for name, (judge, wanted) in self._others.items()
+        }
+
+
+def score(output: np.ndarray, content: np.ndarray, style: np.ndarray, vgg: Vgg19) -> Scores:
+    """Judge one stylized picture (see `Pair.score`).
 
     Args:
         output, content: (H, W, 3) uint8 sRGB, of one size.
@@ -61,21 +127,7 @@ def score(output: np.ndarray, content: np.ndarray, style: np.ndarray, vgg: Vgg19
     Raises:
         InputError: sizes differ, or a picture is too thin to be judged.
     """
-    if output.shape != content.shape:
-        raise InputError(
-            f"the output is {output.shape[1]}×{output.shape[0]}, its content "
-            f"{content.shape[1]}×{content.shape[0]}; a picture is judged at its content's size"
-        )
-    check_judgeable(content, style)
-    small = [fit(pixels, min(JUDGED, max(pixels.shape[:2]))) for pixels in (output, content, style)]
-    got, shown, wanted = (_features(vgg, pixels) for pixels in small)
-    return Scores(
-        ssim=ssim(output, content),
-        rel_content=float(relative_distance(got[-1], shown[-1])),
-        rel_style=float(style_distance(got, wanted)),
-        rel_gram=float(gram_distance(got, wanted)),
-        lattice=float(lattice(_to_tensor(output))),
-    )
+    return Pair(content, style, vgg).score(output)
 
 
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
@@ -120,6 +172,10 @@ def check_judgeable(content: np.ndarray, style: np.ndarray) -> None:
                 f"a {name} of {width}×{height} is too thin: at long side {JUDGED} it must keep "
                 f"{_WINDOW} pixels a side"
             )
+
+
+def _reduced(pixels: np.ndarray) -> np.ndarray:
+    return fit(pixels, min(JUDGED, max(pixels.shape[:2])))
 
 
 def _features(vgg: Vgg19, pixels: np.ndarray) -> Sequence[Tensor]:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
+from normapps.data.images import fit
 from normapps.data.sources import PictureSource
 from normapps.errors import InputError
 from normapps.models.vgg import Vgg19
-from normapps.style.evaluation import Report, Row, evaluate, pairing
+from normapps.style.evaluation import Report, Row, compare, evaluate, pairing
 from normapps.style.quality import METRICS, score
 
 
@@ -135,3 +138,64 @@ def test_too_few_pairs_that_can_be_judged_are_said(tmp_path: Path, random_vgg: V
         pytest.raises(InputError, match="0 of 3 pairs could be judged"),
     ):
         evaluate(untouched, source, source, pairs=3, vgg=random_vgg, size=64)
+
+
+def mean_color(pixels: np.ndarray) -> list[Tensor]:
+    """A judge that sees two "features": the picture itself, and its squares."""
+    image = torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
+    return [image, image.square()]
+
+
+def test_methods_are_compared_on_the_same_pairs_as_if_each_were_alone(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    def inverted(content: np.ndarray, style: np.ndarray) -> np.ndarray:
+        return 255 - content
+
+    methods = {"inverted": inverted, "untouched": untouched}
+    told: list[tuple[int, list[str]]] = []
+    both = compare(
+        methods, *sources, pairs=3, vgg=random_vgg, size=72, seed=2,
+        progress=lambda done, rows: told.append((done, list(rows))),
+    )  # fmt: skip
+    assert told == [(done, list(methods)) for done in (1, 2, 3)]
+    for name, stylize in methods.items():
+        alone = evaluate(stylize, *sources, pairs=3, vgg=random_vgg, size=72, seed=2)
+        assert [row.flat() for row in both[name].rows] == [row.flat() for row in alone.rows]
+        assert [row.content for row in both[name].rows] == [row.content for row in alone.rows]
+    assert both["inverted"].values("ssim") != both["untouched"].values("ssim")
+
+
+def test_a_further_judge_measures_the_style_in_its_own_features(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def paler(content: np.ndarray, style: np.ndarray) -> np.ndarray:
+        seen.append((content, style))
+        return content // 2
+
+    report = compare(
+        {"paler": paler}, *sources, pairs=2, vgg=random_vgg, size=260, others={"mean": mean_color}
+    )["paler"]
+    for row, (content, style) in zip(report.rows, seen, strict=True):
+        shown, wanted = (fit(x, 256) / 255 for x in (content // 2, style))
+        distances = []
+        for power in (1, 2):
+            got, want = (
+                np.concatenate([x.mean((0, 1)), np.sqrt(x.var((0, 1)) + 1e-5)])
+                for x in (shown**power, wanted**power)
+            )
+            distances.append(((got - want) ** 2).sum() / (want**2).sum())
+        assert row.others == {"mean": pytest.approx(np.mean(distances), rel=1e-9)}
+    summary = report.summary()
+    assert list(summary) == [*METRICS, "mean"]
+    assert summary["mean"].mean == pytest.approx(np.mean(report.values("mean")))
+    assert json.loads(report.to_json())["rows"][0]["mean"] > 0
+
+
+def test_nothing_to_compare_is_said(
+    sources: tuple[PictureSource, PictureSource], random_vgg: Vgg19
+) -> None:
+    with pytest.raises(InputError, match="no methods to compare"):
+        compare({}, *sources, pairs=2, vgg=random_vgg)
