@@ -19,6 +19,7 @@ from .values import plain, read_plainly
 
 COMMANDS = {
     "stylize": "stylize:stylize",
+    "stylize-dataset": "stylize_dataset:stylize_dataset",
     "doctor": "doctor:doctor",
     "style": "style:app",
     "norm": "norm:app",

@@ -1,0 +1,1 @@
+"""Stylizing a whole data set: tree and names kept, resumable, over many processes and machines."""
