@@ -30,7 +30,7 @@ from .partition import (
     ghost,
     groups,
 )
-from .recovery import TRANSFERS, adain, affine, transfer
+from .recovery import TRANSFERS, adain, affine, part_way, transfer
 from .undo import Undo
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ __all__ = [
     "merge",
     "mix",
     "normalize_weights_",
+    "part_way",
     "population",
     "refresh_",
     "remove_spectral_norm_",

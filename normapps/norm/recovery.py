@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
-from .moments import Moments
-from .operations import transport
+from .moments import Moments, mix
+from .operations import transport, transport_matrix
 from .partition import INSTANCE
 
 
@@ -127,6 +127,24 @@ def transfer(
     own = Moments.of(content, INSTANCE, full=method != "adain") if own is None else own
     ridge = _RIDGES.get(method, _RIDGE) if eps is None else eps
     return transport(content, own, style, TRANSFERS[method], ridge, alpha)
+
+
+def part_way(own: Moments, style: Moments, alpha: float, method: str = "adain") -> Moments:
+    """Return the moments that features have after `transfer` with a strength.
+
+    Args:
+        own, style: of the content's features and those that they are to get, G=1 each.
+        alpha: 0 gives `own`, 1 `style`.
+        method: as in `transfer`. Features that `ot`, `cholesky` or `adain` give these moments are
+            those that it makes at this strength; for `wct` they are near them.
+    """
+    if method == "adain":
+        return mix((own, style), (1 - alpha, alpha), "std")
+    matrix = transport_matrix(own, style, TRANSFERS[method], _RIDGE)
+    step = torch.lerp(torch.eye(matrix.shape[-1]).to(matrix), matrix, alpha)
+    cov = step @ torch.as_tensor(own.cov) @ step.transpose(1, 2)
+    mean = torch.lerp(own.mean, style.mean, alpha)
+    return Moments(own.count, mean, cov.diagonal(dim1=1, dim2=2).clone(), cov, own.partition)
 
 
 def _channelwise(values: Tensor, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from .looks import Painter, choose_looks
 from .plan import Plan, Task, plan_job
 from .stylize_options import StylizeOptions
 
-_DECIDING = ("alpha", "size", "style_size", "preserve_color", "dtype", "seed", "quality")
+_DECIDING = ("method", "alpha", "size", "style_size", "preserve_color", "dtype", "seed", "quality")
 _EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
@@ -161,15 +161,8 @@ class StylizeJob:
     def _make(
         self, task: Task, picture: Picture, identity: dict[str, Any], start: float
     ) -> PictureResult:
-        options = self._options
         try:
-            painted = self._stylizer(
-                picture,
-                self._looks[task.style].style,
-                alpha=options.alpha,
-                size=options.size,
-                preserve_color=options.preserve_color,
-            )
+            painted = self._paint(task, picture)
             notes = self._write(painted, task.target)
             width, height = painted.size
             seconds = round(time.perf_counter() - start, 4)
@@ -180,6 +173,19 @@ class StylizeJob:
         except _EXPECTED as error:
             return self._fail(task, _explain(error, task))
         return result
+
+    def _paint(self, task: Task, picture: Picture, **more: Any) -> Picture:
+        """Give a picture the task's style, as the options say."""
+        options = self._options
+        return self._stylizer(
+            picture,
+            self._looks[task.style].style,
+            alpha=options.alpha,
+            size=options.size,
+            preserve_color=options.preserve_color,
+            method=options.method,
+            **more,
+        )
 
     def _write(self, painted: Picture, target: Path | None) -> tuple[str, ...]:
         quality = self._options.quality

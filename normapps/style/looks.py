@@ -30,7 +30,14 @@ class Painter(Protocol):
         """Measure the style of a painting."""
 
     def __call__(
-        self, content: Picture, style: Any, *, alpha: float, size: int | None, preserve_color: str
+        self,
+        content: Picture,
+        style: Any,
+        *,
+        alpha: float,
+        size: int | None,
+        preserve_color: str,
+        method: str,
     ) -> Picture:
         """Stylize one picture."""
 

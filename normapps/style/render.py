@@ -6,7 +6,7 @@ moments of the whole, so that tiled and untiled are the same picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.adain_tiny import RECEPTIVE_FIELD, STRIDE, STRIDES, AdainTiny, Levels, moments
-from ..norm import Moments, mix
+from ..norm import Moments, part_way
+from .rendering import Region
+from .stylize_options import METHODS
 from .tiles import Tile, coverage, pad_to_stride, tiles
 
 Result = TypeVar("Result")
@@ -29,8 +31,8 @@ _KEPT = 32_000_000
 
 
 @dataclass(frozen=True)
-class Renderer:
-    """A network on a device.
+class TinyRenderer:
+    """`AdainTiny` on a device: the `Renderer` of our own network.
 
     Attributes:
         network: in evaluation mode and any precision; moments are float32 at least.
@@ -42,51 +44,61 @@ class Renderer:
     device: torch.device
     side: int | None = None
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the maps that it draws with."""
+        return METHODS
+
     def measure(self, image: Tensor) -> Levels:
-        """Return the moments of a picture's features at both levels.
+        """Return the full moments of a picture's features at both levels; see `Renderer`."""
+        side = self._tile_side(image)
+        return _smaller(side, lambda side: self._measure(image, side, None, full=True))
 
-        Args:
-            image: (1, 3, H, W) uint8, or float in [0, 1].
+    def render(
+        self,
+        image: Tensor,
+        regions: Sequence[Region],
+        *,
+        alpha: float = 1.0,
+        method: str = "adain",
+        own: tuple[Moments, ...] | None = None,
+    ) -> Tensor:
+        """Draw a picture with a style's moments; see `Renderer`.
+
+        Of what the network cannot reconstruct of the picture, 1−alpha is added back, so that
+        strength 0 returns the picture itself; strengths below 1 draw every tile twice for it.
         """
         side = self._tile_side(image)
-        return _smaller(side, lambda side: self._measure(image, side, None))
-
-    def render(self, image: Tensor, style: Levels, alpha: float = 1.0) -> Tensor:
-        """Draw a picture with a style's moments.
-
-        Args:
-            image: (1, 3, H, W) uint8, or float in [0, 1]; may lie on another device.
-            style: moments at both levels, G=1.
-            alpha: share of the style's moments; the rest are the content's. Of what the network
-                cannot reconstruct of the picture, 1−alpha is added back, so that 0 returns the
-                picture itself; strengths below 1 draw every tile twice for it.
-
-        Returns:
-            (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
-
-        Raises:
-            InputError: the device has too little memory even for small tiles.
-        """
-        side = self._tile_side(image)
-        return _smaller(side, lambda side: self._render(image, style, alpha, side))
+        style = _both(regions[0].style)
+        known = None if own is None else _both(own)
+        return _smaller(side, lambda side: self._render(image, style, alpha, method, known, side))
 
     def _tile_side(self, image: Tensor) -> int:
         if self.side is not None:
             return self.side
         return _SIDE if image.shape[2] * image.shape[3] > _WHOLE else 0
 
-    def _render(self, image: Tensor, style: Levels, alpha: float, side: int) -> Tensor:
+    def _render(
+        self,
+        image: Tensor,
+        style: Levels,
+        alpha: float,
+        method: str,
+        known: Levels | None,
+        side: int,
+    ) -> Tensor:
         height, width = image.shape[2:]
         padded = pad_to_stride(image, STRIDE, _LEAST)
         kept: dict[Tile, tuple[Tensor, Tensor]] = {}
-        own = self._measure(image, side, kept)
-        wanted = _mixed(own, _both([level.to(self.device) for level in style]), alpha)
+        own = known or self._measure(image, side, kept, full=method != "adain")
+        own, style = (_both([m.to(self.device) for m in part]) for part in (own, style))
+        wanted = _part_way(own, style, alpha, method)
         out = torch.empty_like(padded, memory_format=torch.contiguous_format)
         for tile in _cover(padded, side):
             features = kept.pop(tile) if tile in kept else self._encode(tile.cut(padded))
-            drawn = tile.crop(self._decode(features, wanted, own))
+            drawn = tile.crop(self._decode(features, wanted, own, method))
             if alpha < 1:
-                same = tile.crop(self._decode(features, own, own))
+                same = tile.crop(self._decode(features, own, own, method))
                 photo = as_dtype(tile.crop(tile.cut(padded)).to(self.device), torch.float32)
                 drawn = drawn + (1 - alpha) * (photo - same)
             top, bottom, left, right = tile.inner
@@ -94,7 +106,11 @@ class Renderer:
         return out[..., :height, :width]
 
     def _measure(
-        self, image: Tensor, side: int, kept: dict[Tile, tuple[Tensor, Tensor]] | None
+        self,
+        image: Tensor,
+        side: int,
+        kept: dict[Tile, tuple[Tensor, Tensor]] | None,
+        full: bool,
     ) -> Levels:
         """Merge the moments of all tiles over the true region; features that fit go to `kept`."""
         padded = pad_to_stride(image, STRIDE, _LEAST)
@@ -103,7 +119,7 @@ class Renderer:
         for tile in _cover(padded, side):
             features = self._encode(tile.cut(padded))
             inner = [tile.crop(x, stride) for x, stride in zip(features, STRIDES, strict=True)]
-            parts.append(moments(inner, self._coverage(tile, image, padded)))
+            parts.append(moments(inner, self._coverage(tile, image, padded), full))
             if fits and kept is not None:
                 kept[tile] = features
         return _both([parts[0][i].merge(*(part[i] for part in parts[1:])) for i in (0, 1)])
@@ -117,8 +133,10 @@ class Renderer:
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return self.network.encode(image.to(self.device))
 
-    def _decode(self, features: tuple[Tensor, Tensor], style: Levels, own: Levels) -> Tensor:
-        return self.network.decode(features, style, own).float()
+    def _decode(
+        self, features: tuple[Tensor, Tensor], style: Levels, own: Levels, method: str
+    ) -> Tensor:
+        return self.network.decode(features, style, own, method).float()
 
 
 def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,13 +166,13 @@ def _smaller(side: int, work: Callable[[int], Result]) -> Result:
         torch.cuda.empty_cache()
 
 
-def _mixed(own: Levels, style: Levels, alpha: float) -> Levels:
+def _part_way(own: Levels, style: Levels, alpha: float, method: str) -> Levels:
     if alpha == 1:
         return style
     pairs = zip(own, style, strict=True)
-    return _both([mix(pair, (1 - alpha, alpha), "std") for pair in pairs])
+    return _both([part_way(*pair, alpha, method) for pair in pairs])
 
 
-def _both(levels: list[Moments]) -> Levels:
+def _both(levels: Sequence[Moments]) -> Levels:
     fine, coarse = levels
     return fine, coarse

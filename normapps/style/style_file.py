@@ -10,18 +10,21 @@ from ..errors import InputError, unknown
 from ..models.shipped import resolve_model
 from .stylize_options import SUFFIX
 
-FORMAT = {"format": "normapps-style", "version": "1"}
-LEVELS = 2
-PARTS = ("count", "mean", "var")
-"""Of the moments of each level, in the order of a file's tensors `0.count`, `0.mean` …"""
+FORMAT = {"format": "normapps-style", "version": "2"}
+PARTS = ("count", "mean", "var", "cov")
+"""Of the moments of each level, in the order of a file's tensors `0.count`, `0.mean` …; of the
+covariance the lower triangle, row by row: (1, D·(D+1)/2)."""
+COLORS = "colors"
+"""In place of a level's number: the moments of the painting's RGB values."""
 
 
 class StyleFile(NamedTuple):
-    """What a `.style` file holds: for each level the tensors named in `PARTS`."""
+    """What a `.style` file holds: of each level, and of the colours, the tensors of `PARTS`."""
 
     name: str
     model: str
     levels: tuple[tuple[Any, ...], ...]
+    colors: tuple[Any, ...]
 
 
 def read_style_file(path: str | os.PathLike[str], framework: str = "numpy") -> StyleFile:
@@ -45,11 +48,12 @@ def read_style_file(path: str | os.PathLike[str], framework: str = "numpy") -> S
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: damaged or not a style file; encode it again") from error
     if any(metadata.get(key) != value for key, value in FORMAT.items()):
-        raise InputError(f"{path}: not a style file of version 1; encode it again")
+        raise InputError(f"{path}: not a style file of version 2; encode it again")
     try:
-        levels = tuple(tuple(tensors[f"{i}.{part}"] for part in PARTS) for i in range(LEVELS))
-        return StyleFile(metadata["name"], metadata["model"], levels)
-    except KeyError as error:
+        names = [*range(int(metadata["levels"])), COLORS]
+        *levels, colors = (tuple(tensors[f"{name}.{part}"] for part in PARTS) for name in names)
+        return StyleFile(metadata["name"], metadata["model"], tuple(levels), colors)
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged or not a style file; encode it again") from error
 
 

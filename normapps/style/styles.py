@@ -11,12 +11,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import InputError
 from ..files import atomic_path
 from ..norm import Moments, mix
-from .style_file import FORMAT, PARTS, list_presets, preset_path, read_style_file
+from .style_file import COLORS, FORMAT, list_presets, preset_path, read_style_file
 
 __all__ = ["Style", "blend", "list_presets", "load_style", "preset_path"]
 
@@ -28,12 +30,14 @@ class Style:
     Attributes:
         name: for file names and tables.
         model: fingerprint of the weights that measured it.
-        levels: instance moments (G=1) of each adaptive level, float32 on the CPU.
+        levels: full instance moments (G=1) of each adaptive level, float32 on the CPU.
+        colors: the same of the painting's RGB values in [0, 1].
     """
 
     name: str
     model: str
     levels: tuple[Moments, ...]
+    colors: Moments
 
     def digest(self) -> str:
         """Return the SHA-256 of the model and the moments, 64 hexadecimal digits."""
@@ -44,17 +48,18 @@ class Style:
         return state.hexdigest()
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write a `.style` file (a safetensors file of a few kilobytes).
+        """Write a `.style` file (a safetensors file of some kilobytes a level).
 
         Raises:
             InputError: the file exists and `overwrite` is False, or cannot be written.
         """
-        tensors = {}
-        for i, level in enumerate(self.levels):
-            for key in PARTS:
-                tensors[f"{i}.{key}"] = getattr(level, key).detach().cpu().contiguous()
+        parts = [*map(str, range(len(self.levels))), COLORS]
+        tensors: dict[str, Tensor] = {}
+        for name, moments in zip(parts, (*self.levels, self.colors), strict=True):
+            tensors |= {f"{name}.{key}": value for key, value in _packed(moments).items()}
+        about = {"name": self.name, "model": self.model, "levels": str(len(self.levels))}
         with atomic_path(path, overwrite=overwrite) as temporary:
-            save_file(tensors, temporary, {**FORMAT, "name": self.name, "model": self.model})
+            save_file(tensors, temporary, {**FORMAT, **about})
 
 
 def load_style(path: str | os.PathLike[str]) -> Style:
@@ -63,10 +68,10 @@ def load_style(path: str | os.PathLike[str]) -> Style:
     Raises:
         InputError: missing, damaged, or not a style file.
     """
-    name, model, levels = read_style_file(path, "pt")
+    name, model, levels, colors = read_style_file(path, "pt")
     try:
-        return Style(name, model, tuple(Moments(*parts) for parts in levels))
-    except InputError as error:
+        return Style(name, model, tuple(map(_unpacked, levels)), _unpacked(colors))
+    except (InputError, RuntimeError) as error:
         raise InputError(f"{path}: damaged or not a style file; encode it again") from error
 
 
@@ -85,4 +90,24 @@ def blend(styles: Sequence[Style], weights: Sequence[float], name: str = "") -> 
         raise InputError("styles of different models cannot be blended; encode them with one")
     levels = zip(*(style.levels for style in styles), strict=True)
     mixed = tuple(mix(parts, weights, "std") for parts in levels)
-    return Style(name or "+".join(s.name for s in styles), styles[0].model, mixed)
+    colors = mix([style.colors for style in styles], weights, "std")
+    return Style(name or "+".join(s.name for s in styles), styles[0].model, mixed, colors)
+
+
+def _packed(moments: Moments) -> dict[str, Tensor]:
+    """Name the tensors of full moments; of the symmetric covariance the lower triangle."""
+    if moments.cov is None:
+        raise InputError("a style file keeps covariances; this style has none")
+    rows, columns = torch.tril_indices(*moments.cov.shape[1:])
+    named = {"count": moments.count, "mean": moments.mean, "var": moments.var}
+    named["cov"] = moments.cov[:, rows, columns]
+    return {key: value.detach().cpu().contiguous() for key, value in named.items()}
+
+
+def _unpacked(parts: tuple[Tensor, ...]) -> Moments:
+    count, mean, var, triangle = parts
+    size = mean.shape[-1]
+    cov = triangle.new_zeros(len(triangle), size, size)
+    rows, columns = torch.tril_indices(size, size)
+    cov[:, rows, columns] = triangle
+    return Moments(count, mean, var, torch.tril(cov) + torch.tril(cov, -1).mT)

@@ -16,6 +16,11 @@ SUFFIX = ".style"
 METHODS = ("adain", "wct", "ot", "cholesky")
 """Maps that give features a style's moments: `normapps.norm.TRANSFERS`, the default first."""
 
+CLIP_CODECS = ("auto", "h264", "hevc", "vp9")
+"""Values of `--codec`; auto is h264, in WebM vp9."""
+
+_CLOCK = r"([0-9]+:){0,2}[0-9]+(\.[0-9]+)?"
+
 
 @dataclass(frozen=True)
 class StylizeOptions:
@@ -29,6 +34,11 @@ class StylizeOptions:
         "", "file for one result, folder for several, - for standard output", short="-o"
     )
     model: str = option("adain-tiny", "shipped model, or a folder that style train wrote")
+    method: str = option(
+        "adain",
+        "what of the features is moved: means and variances (adain), or covariances too",
+        choices=METHODS,
+    )
     alpha: float = option(1.0, "strength: 0 the photo, 1 the full style", low=0, high=1)
     size: int | None = option(None, "long side of the result, pixels; else the photo's own", low=1)
     style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
@@ -49,8 +59,21 @@ class StylizeOptions:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     seed: int = option(0, "for methods that draw random numbers; adain-tiny draws none", low=0)
-    quality: int = option(92, "of JPEG and WebP", low=1, high=100)
+    quality: int = option(92, "of JPEG, WebP and clips", low=1, high=100)
     max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
+    fps: float | None = option(
+        None, "clips: frames a second of the result; else the clip's own", low=0.01, high=1000
+    )
+    start: str | None = option(None, "seconds or H:M:S at which to begin in a clip", pattern=_CLOCK)
+    end: str | None = option(None, "seconds or H:M:S at which to stop in a clip", pattern=_CLOCK)
+    smooth: float = option(
+        0.5,
+        "clips: seconds over which the picture's statistics are averaged against flicker; 0 paints "
+        "every frame by itself",
+        low=0,
+        high=3600,
+    )
+    codec: str = option("auto", "clips: how the result is encoded", choices=CLIP_CODECS)
     overwrite: bool = option(False, "replace files that exist")
 
     def __post_init__(self) -> None:
@@ -60,9 +83,18 @@ class StylizeOptions:
         if not self.output:
             raise InputError("-o is missing; name a file, a folder, or - for standard output")
         if self.runtime == "onnx":
-            _check_onnx(self.device, self.dtype)
+            _check_onnx(self.device, self.dtype, self.method)
         if self.style_weights:
             _check_weights(self.style_weights, len(self.style))
+        start, end = self.span
+        if end is not None and end <= start:
+            raise InputError(f"--end {self.end}: must come after --start {self.start or 0}")
+
+    @property
+    def span(self) -> tuple[float, float | None]:
+        """Seconds of a clip at which to begin and to stop; None: at its end."""
+        start = _seconds(self.start) if self.start else 0.0
+        return start, None if self.end is None else _seconds(self.end)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
@@ -73,7 +105,16 @@ class StylizeOptions:
         return tuple(weight / sum(given) for weight in given)
 
 
-def _check_onnx(device: str, dtype: str) -> None:
+def _seconds(clock: str) -> float:
+    total = 0.0
+    for part in clock.split(":"):
+        total = total * 60 + float(part)
+    return total
+
+
+def _check_onnx(device: str, dtype: str, method: str) -> None:
+    if method != "adain":
+        raise InputError(f"--method {method}: --runtime onnx has adain alone; use --runtime torch")
     if device not in ("auto", "cpu"):
         raise InputError(f"--device {device}: --runtime onnx runs on the CPU; use --runtime torch")
     if dtype not in ("auto", "float32"):

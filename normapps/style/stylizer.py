@@ -11,17 +11,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.images import Picture, fit, fitted_size, read_image, to_picture, with_pixels
 from ..engine.device import place, resolve_device, resolve_dtype
-from ..errors import InputError
-from ..models.adain_tiny import AdainTiny, Levels
+from ..errors import InputError, unknown
+from ..models.adain_tiny import AdainTiny
 from ..models.folder import load_model, read_manifest
 from ..models.shipped import resolve_model
+from ..norm import INSTANCE, Moments
 from .color import preserve_color as recolor
 from .options import PRESET, SUFFIX
-from .render import Renderer, as_dtype
+from .render import TinyRenderer, as_dtype
+from .rendering import Region, Renderer
 from .styles import Style, load_style, preset_path
 
 Content = TypeVar("Content", Image.Image, Picture, Tensor)
@@ -40,11 +42,14 @@ class Stylizer:
         fingerprint: SHA-256 of the weights, kept in every style.
         device, dtype: where and in what precision convolutions run; moments are always float32.
         folder: the model folder, whose presets `resolve_style` finds.
+
+    Raises:
+        InputError: the network is none that stylizes.
     """
 
     def __init__(
         self,
-        network: AdainTiny,
+        network: nn.Module,
         fingerprint: str,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
@@ -52,7 +57,7 @@ class Stylizer:
     ) -> None:
         device = device or torch.device("cpu")
         network = place(network.eval().requires_grad_(False), device, dtype)
-        self.renderer = Renderer(network, device)
+        self.renderer = renderer_of(network, device)
         self.fingerprint: str = fingerprint
         self.folder: Path | None = folder
 
@@ -77,11 +82,12 @@ class Stylizer:
         """
         folder = resolve_model(os.fspath(model))
         network = load_model(folder)
-        if not isinstance(network, AdainTiny):
-            raise InputError(f"{folder}: holds no stylization network")
         fingerprint = read_manifest(folder).sha256["model.safetensors"]
         where = resolve_device(device)
-        return cls(network, fingerprint, where, resolve_dtype(dtype, where), folder)
+        try:
+            return cls(network, fingerprint, where, resolve_dtype(dtype, where), folder)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from error
 
     def style(
         self,
@@ -100,8 +106,10 @@ class Stylizer:
         """
         if isinstance(image, (str, os.PathLike)):
             name, image = name or Path(image).stem, read_image(image)
-        levels = self.renderer.measure(_to_tensor(_resized(_to_source(image), size)))
-        return Style(name or "style", self.fingerprint, tuple(m.to("cpu") for m in levels))
+        painting = _to_tensor(_resized(_to_source(image), size))
+        levels = tuple(level.to("cpu") for level in self.renderer.measure(painting))
+        colors = Moments.of(as_dtype(painting, torch.float32), INSTANCE, full=True)
+        return Style(name or "style", self.fingerprint, levels, colors.to("cpu"))
 
     def __call__(
         self,
@@ -111,6 +119,7 @@ class Stylizer:
         alpha: float = 1.0,
         size: int | None = None,
         preserve_color: str = "none",
+        method: str = "adain",
     ) -> Content:
         """Stylize one picture.
 
@@ -120,6 +129,7 @@ class Stylizer:
             alpha: 0 returns the content itself, 1 draws it with the style's statistics.
             size: long side of the result; the content's own by default.
             preserve_color: `none`, `luma` or `transport` (see `style.color`).
+            method: how features get the style's moments (see `norm.transfer`).
 
         Returns:
             What `content` is, of its size (or of long side `size`); alpha and mode `RGBA` kept.
@@ -127,21 +137,34 @@ class Stylizer:
         Raises:
             InputError: alpha outside [0, 1], a style of other weights, or too little memory.
         """
-        self._check(style, alpha)
+        self._check(style, alpha, method)
         source = _resized(_to_source(content), size)
         image = _to_tensor(source)
-        out = self.renderer.render(image, _two(style), alpha)
+        out = self.renderer.render(image, [Region(style.levels)], alpha=alpha, method=method)
         if preserve_color != "none":
             before, after = as_dtype(image, torch.float32), as_dtype(out, torch.float32)
             out = as_dtype(recolor(after, before, preserve_color), image.dtype)
         result: Content = _like(content, source, out)
         return result
 
-    def _check(self, style: Style, alpha: float) -> None:
+    def _check(self, style: Style, alpha: float, method: str) -> None:
+        if method not in self.renderer.methods:
+            raise unknown("method", method, self.renderer.methods)
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha}: must be between 0 and 1")
         if style.model != self.fingerprint:
             raise InputError(f"style '{style.name}' was encoded by other weights; encode it again")
+
+
+def renderer_of(network: nn.Module, device: torch.device) -> Renderer:
+    """Return what measures and draws with a network that lies on a device.
+
+    Raises:
+        InputError: it is no network that stylizes.
+    """
+    if isinstance(network, AdainTiny):
+        return TinyRenderer(network, device)
+    raise InputError("holds no stylization network")
 
 
 def resolve_style(stylizer: Stylizer, spec: str, size: int = 512) -> Style:
@@ -219,8 +242,3 @@ def _like(content: Any, source: Picture | Tensor, out: Tensor) -> Any:
     if painted.alpha is not None:
         image.putalpha(Image.fromarray(painted.alpha))
     return image
-
-
-def _two(style: Style) -> Levels:
-    fine, coarse = style.levels
-    return fine, coarse

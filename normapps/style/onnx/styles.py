@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...errors import InputError
 from ..style_file import read_style_file
 from .moments import Level, Levels, mix
@@ -41,11 +43,10 @@ def load_style(path: str | os.PathLike[str]) -> OnnxStyle:
     Raises:
         InputError: missing, damaged, or not a style file.
     """
-    name, model, levels = read_style_file(path)
-    shapes = [tuple(part.shape for part in parts) for parts in levels]
-    if any(len(mean) != 2 or (count, var) != (mean[:1], mean) for count, mean, var in shapes):
+    name, model, levels, _ = read_style_file(path)
+    if len(levels) != 2 or not all(_fits(*parts[:3]) for parts in levels):
         raise InputError(f"{path}: damaged or not a style file; encode it again")
-    fine, coarse = (Level(float(count[0]), mean[0], var[0]) for count, mean, var in levels)
+    fine, coarse = (Level(float(count[0]), mean[0], var[0]) for count, mean, var, _ in levels)
     return OnnxStyle(name, model, (fine, coarse))
 
 
@@ -59,3 +60,7 @@ def blend(styles: Sequence[OnnxStyle], weights: Sequence[float], name: str = "")
         raise InputError("styles of different models cannot be blended; encode them with one")
     fine, coarse = (mix([style.levels[i] for style in styles], weights) for i in (0, 1))
     return OnnxStyle(name or "+".join(s.name for s in styles), styles[0].model, (fine, coarse))
+
+
+def _fits(count: np.ndarray, mean: np.ndarray, var: np.ndarray) -> bool:
+    return mean.ndim == 2 and var.shape == mean.shape and count.shape == mean.shape[:1]

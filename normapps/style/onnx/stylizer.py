@@ -87,12 +87,16 @@ class OnnxStylizer:
         alpha: float = 1.0,
         size: int | None = None,
         preserve_color: str = "none",
+        method: str = "adain",
     ) -> Picture:
         """Stylize one picture; see `normapps.style.stylizer.Stylizer.__call__`.
 
         Raises:
-            InputError: alpha outside [0, 1], a style of other weights, or too little memory.
+            InputError: alpha outside [0, 1], another method than `adain`, a style of other weights,
+                or too little memory.
         """
+        if method != "adain":
+            raise InputError(f"method {method}: the ONNX graphs have adain alone")
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha}: must be between 0 and 1")
         if style.model != self.fingerprint:
