@@ -21,6 +21,7 @@ from .parameters import with_options
 if TYPE_CHECKING:
     from normapps.engine.progress import BatchProgress
     from normapps.style.job import PictureResult, StylizeJob
+    from normapps.style.video import ClipJob
 
 _ROWS = 50
 """Rows of the table at most; a folder's manifest has them all."""
@@ -33,7 +34,9 @@ _NUMBERS = ("size", "seconds")
 def stylize(
     contents: Annotated[
         list[str],
-        typer.Argument(metavar="CONTENT", help="Pictures: files, globs, folders, - for stdin."),
+        typer.Argument(
+            metavar="CONTENT", help="Pictures or clips: files, globs, folders, - for stdin."
+        ),
     ],
     options: StylizeOptions,
     as_json: Annotated[
@@ -44,19 +47,28 @@ def stylize(
     """Give pictures the style of a painting.
 
     Every picture gets every style; with --style-weights the styles make one blend. A folder job,
-    run again, keeps what it finished and does the rest. Exits with 1 if something failed, the
-    rest being done, and with 130 if interrupted.
+    run again, keeps what it finished and does the rest; a clip goes on after its last finished
+    segment. Exits with 1 if something failed, the rest being done, and with 130 if interrupted.
     """
     if as_json and options.output == "-":
         raise UsageError("--json and -o -: standard output cannot hold both; name a file")
     report = _Report(as_json, quiet, with_table=not (as_json or quiet or options.output == "-"))
+    clips: list[str] = []
     try:
-        from normapps.style.job import stylize_files
+        from normapps.style.video_plan import sort_contents
 
-        _run(stylize_files(options, contents), report, quiet)
+        pictures, clips = sort_contents(options, contents)
+        video = _clips(options, clips) if clips else None
+        if pictures or not clips:
+            from normapps.style.job import stylize_files
+
+            _run(stylize_files(options, pictures), report, quiet)
+        if video:
+            _run_clips(video, report, quiet)
     except KeyboardInterrupt:
         report.close()
-        print(f"interrupted: {report.finished} finished and kept", file=sys.stderr)
+        more = "; the same command goes on with the clip" if clips else ""
+        print(f"interrupted: {report.finished} finished and kept{more}", file=sys.stderr)
         raise typer.Exit(130) from None
     report.close()
     if report.failed:
@@ -68,6 +80,21 @@ def _run(job: StylizeJob, report: _Report, quiet: bool) -> None:
         for result in results:
             report.add(result, progress)
             progress.advance(result.content)
+
+
+def _clips(options: StylizeOptions, contents: Sequence[str]) -> ClipJob:
+    from normapps.style.video import stylize_clips
+
+    return stylize_clips(options, contents)
+
+
+def _run_clips(job: ClipJob, report: _Report, quiet: bool) -> None:
+    from normapps.engine.progress import BatchProgress
+
+    with BatchProgress(0, enabled=not quiet) as progress, closing(iter(job)) as results:
+        job.watch = progress.stage
+        for result in results:
+            report.add(result, progress)
 
 
 def _progress(total: int, wanted: bool) -> BatchProgress | _NoProgress:

@@ -24,7 +24,9 @@ from .plan import Plan, Task, plan_job
 from .stylize_options import StylizeOptions
 
 _DECIDING = ("method", "alpha", "size", "style_size", "preserve_color", "dtype", "seed", "quality")
-_EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)
+EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)
+"""What may make one result fail while the others go on."""
+
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -80,7 +82,7 @@ def stylize_files(
         InputError: no picture, no such style or model, a folder that cannot be written.
     """
     plan = plan_job(options, contents)
-    return StylizeJob(options, plan, stylizer or _load(options), stdin, stdout)
+    return StylizeJob(options, plan, stylizer or load_painter(options), stdin, stdout)
 
 
 class StylizeJob:
@@ -123,8 +125,8 @@ class StylizeJob:
         start = time.perf_counter()
         try:
             picture, identity = self._read(missing[0])
-        except _EXPECTED as error:
-            reason = _explain(error, missing[0])
+        except EXPECTED as error:
+            reason = explain(error, missing[0])
             yield from (self._fail(task, reason) for task in missing)
             return
         for task in missing:
@@ -170,8 +172,8 @@ class StylizeJob:
                 self._result(task), width=width, height=height, seconds=seconds, notes=notes
             )
             self._record(task, result, identity)
-        except _EXPECTED as error:
-            return self._fail(task, _explain(error, task))
+        except EXPECTED as error:
+            return self._fail(task, explain(error, task))
         return result
 
     def _paint(self, task: Task, picture: Picture, **more: Any) -> Picture:
@@ -225,7 +227,12 @@ class StylizeJob:
         return chosen | {"model_sha256": self._stylizer.fingerprint, "styles": parts}
 
 
-def _load(options: StylizeOptions) -> Painter:
+def load_painter(options: StylizeOptions) -> Painter:
+    """Load the stylizer that the options name.
+
+    Raises:
+        InputError: no such model, or it is damaged.
+    """
     if options.runtime == "onnx":
         from .onnx.stylizer import OnnxStylizer
 
@@ -235,8 +242,8 @@ def _load(options: StylizeOptions) -> Painter:
     return Stylizer.load(options.model, device=options.device, dtype=options.dtype)
 
 
-def _explain(error: Exception, task: Task) -> str:
-    """The line that says which file failed and why; what nobody expects is raised again."""
+def explain(error: Exception, task: Task) -> str:
+    """Return the line that says which file failed and why; what nobody expects is raised again."""
     if isinstance(error, MemoryError | RuntimeError):
         if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
             raise error

@@ -57,7 +57,7 @@ def plan_job(options: StylizeOptions, contents: Sequence[str]) -> Plan:
         UsageError: an output that does not fit the results, or is an input or a style itself.
         InputError: no picture, no such style, or a folder that cannot be written.
     """
-    _check_styles(options.style)
+    check_styles(options.style)
     inputs = find_inputs(contents)
     blended = options.weights is not None
     results = len(inputs) * (1 if blended else len(options.style))
@@ -69,7 +69,7 @@ def plan_job(options: StylizeOptions, contents: Sequence[str]) -> Plan:
     planned = plan_outputs(inputs, names, options.output, multiple=not blended)
     tasks = tuple(Task(*each) for each in planned)
     _check_targets([task.target for task in tasks if task.target], manifest)
-    _check_not_read(tasks, options.style)
+    check_not_read(tasks, options.style)
     return Plan(tasks, manifest)
 
 
@@ -78,7 +78,12 @@ def style_name(spec: str) -> str:
     return spec.removeprefix(PRESET) if spec.startswith(PRESET) else Path(spec).stem
 
 
-def _check_styles(specs: Iterable[str]) -> None:
+def check_styles(specs: Iterable[str]) -> None:
+    """See that the styles that are files exist.
+
+    Raises:
+        InputError: one does not.
+    """
     for spec in specs:
         if not spec.startswith(PRESET) and not os.path.exists(spec):
             raise InputError(
@@ -93,11 +98,15 @@ def _check_targets(targets: Sequence[Path], manifest: Manifest | None) -> None:
         except InputError as error:
             raise UsageError(f"-o {error}") from error
     if targets:
-        _check_place(manifest.path.parent if manifest else targets[0].parent)
+        check_place(manifest.path.parent if manifest else targets[0].parent)
 
 
-def _check_not_read(tasks: Sequence[Task], styles: Iterable[str]) -> None:
-    """No result may replace a style, or a picture that is still to be read."""
+def check_not_read(tasks: Sequence[Task], styles: Iterable[str]) -> None:
+    """See that no result replaces a style, or a picture that is still to be read.
+
+    Raises:
+        UsageError: one does.
+    """
     read = {os.path.realpath(t.source.path): t.source for t in tasks if t.source.path}
     styled = {os.path.realpath(spec) for spec in styles}
     for task in tasks:
@@ -112,8 +121,12 @@ def _check_not_read(tasks: Sequence[Task], styles: Iterable[str]) -> None:
             )
 
 
-def _check_place(folder: Path) -> None:
-    """See that a folder can be written, or made in the nearest one that exists."""
+def check_place(folder: Path) -> None:
+    """See that a folder can be written, or made in the nearest one that exists.
+
+    Raises:
+        InputError: it cannot.
+    """
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if not place.is_dir():
         raise InputError(f"{folder}: cannot be made, {place} is a file; name another -o")
