@@ -1,15 +1,24 @@
-"""Keeping a photo's colours: its chroma, or its colour statistics, given back after stylizing."""
+"""Colours: a photo's kept under a painting's strokes, or a painting's given to the photo alone."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..data.color import LUMA
 from ..errors import InputError
-from ..norm import INSTANCE, Moments, transport
+from ..norm import INSTANCE, Moments, merge, transport
+from .render import as_dtype
 
 MODES = ("none", "luma", "transport")
+
+_RIDGE = 1e-3
+"""Keeps the noise of a grey photo, whose chroma hardly varies, from getting a painting's range."""
+
+_BAND = 1 << 19
+"""Pixels that are computed on at once."""
 
 
 def preserve_color(output: Tensor, content: Tensor, mode: str) -> Tensor:
@@ -35,13 +44,97 @@ def preserve_color(output: Tensor, content: Tensor, mode: str) -> Tensor:
     raise InputError(f"preserve_color '{mode}': choose one of {', '.join(MODES)}")
 
 
-def _with_chroma(output: Tensor, content: Tensor) -> Tensor:
-    """Shift each pixel of the content along grey until it has the output's luma.
+def measure_colors(image: Tensor, mask: Tensor | None = None) -> Moments:
+    """Return the full moments of a picture's RGB values in [0, 1], taken by bands.
 
-    Where that leaves the gamut, its chroma shrinks towards grey just enough to stay inside.
+    Args:
+        image: (1, 3, H, W) uint8, or float in [0, 1].
+        mask: (1, 1, H, W) weights of the pixels, uint8 or float in [0, 1]; None: all alike.
     """
-    luma = _luma(output)
-    chroma = content - _luma(content)
+    return merge(
+        Moments.of(
+            _rows(image, band, image),
+            INSTANCE,
+            full=True,
+            weight=None if mask is None else _rows(mask, band, image),
+        )
+        for band in _bands(image)
+    )
+
+
+def move_colors(
+    image: Tensor, regions: Sequence[tuple[Moments, Tensor | None]], alpha: float = 1.0
+) -> Tensor:
+    """Give a photo a painting's colours and change nothing else of it.
+
+    One affine map of colours a region: the optimal transport from the region's mean and covariance
+    of RGB to the painting's (Pitié & Kokaram 2007, the Monge–Kantorovitch map), with a ridge. It is
+    taken in sRGB as it is stored: in linear light shadows lose their drawing, and Oklab showed no
+    gain (`docs/stylization.md`). Memory does not grow with the picture, but for the result.
+
+    Args:
+        image: (1, 3, H, W) uint8, or float in [0, 1].
+        regions: full moments of the RGB values in [0, 1] that each region is to get, and its mask,
+            (1, 1, H, W) uint8 or float in [0, 1], None for the whole picture. Where masks overlap,
+            they share in proportion; what none covers stays as it is.
+        alpha: 0 returns the picture, 1 has the painting's colours; between lies the geodesic.
+
+    Returns:
+        (1, 3, H, W) of the dtype and device of `image`, float in [0, 1] (see `into_gamut`).
+    """
+    pairs = [(measure_colors(image, m), colors.to(image.device)) for colors, m in regions]
+    out = torch.empty_like(image)
+    for band in _bands(image):
+        photo = _rows(image, band, image)
+        masks = [None if mask is None else _rows(mask, band, image) for _, mask in regions]
+        parts = [into_gamut(transport(photo, *pair, "ot", _RIDGE, alpha)) for pair in pairs]
+        out[..., band, :] = as_dtype(_shared(parts, masks, photo), image.dtype)
+    return out
+
+
+def into_gamut(image: Tensor) -> Tensor:
+    """Bring colours into [0, 1], which those that lie there do not notice.
+
+    Half way between cutting off each channel, which keeps a colour strong but turns its hue, and
+    shrinking its chroma at the same luma, which keeps the hue but pales it.
+
+    Args:
+        image: (N, 3, H, W), any values.
+    """
+    luma = _luma(image)
+    pale = _shrunk(luma.clamp(0, 1), image - luma)
+    return torch.lerp(image.clamp(0, 1), pale, 0.5).clamp(0, 1)
+
+
+def _shared(parts: Sequence[Tensor], masks: Sequence[Tensor | None], photo: Tensor) -> Tensor:
+    """Blend what regions became by their masks; the photo where there is none."""
+    if masks[0] is None:
+        return parts[0]
+    known = [mask for mask in masks if mask is not None]
+    total = torch.stack(known).sum(0)
+    blended = torch.stack([x * mask for x, mask in zip(parts, known, strict=True)]).sum(0)
+    return torch.where(total > 0, blended / total.clamp_min(1e-6), photo)
+
+
+def _bands(image: Tensor) -> Iterator[slice]:
+    height, width = image.shape[2:]
+    rows = max(1, _BAND // width)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _rows(x: Tensor, band: slice, like: Tensor) -> Tensor:
+    """Return rows of a picture or mask in [0, 1], float32, or float64 if the picture is."""
+    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+    return as_dtype(x[..., band, :].to(like.device), dtype)
+
+
+def _with_chroma(output: Tensor, content: Tensor) -> Tensor:
+    """Shift each pixel of the content along grey until it has the output's luma."""
+    return _shrunk(_luma(output), content - _luma(content))
+
+
+def _shrunk(luma: Tensor, chroma: Tensor) -> Tensor:
+    """Add chroma to luma; where that leaves the gamut, just so much of it that it stays inside."""
     room = torch.where(chroma > 0, 1 - luma, luma) / chroma.abs().clamp_min(1e-6)
     return luma + chroma * room.amin(1, keepdim=True).clamp(max=1)
 
