@@ -55,7 +55,7 @@ def stylize(
     report = _Report(as_json, quiet, with_table=not (as_json or quiet or options.output == "-"))
     clips: list[str] = []
     try:
-        from normapps.style.video_plan import sort_contents
+        from normapps.style.contents import sort_contents
 
         pictures, clips = sort_contents(options, contents)
         video = _clips(options, clips) if clips else None

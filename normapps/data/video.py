@@ -18,15 +18,6 @@ import numpy as np
 
 from ..errors import InputError
 
-CLIP_WRITE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-"""Containers that can be written."""
-
-CLIP_SUFFIXES = (
-    *CLIP_WRITE_SUFFIXES,
-    *(".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp"),
-)
-"""What counts as a clip, in lower case."""
-
 _MICROSECOND = Fraction(1, 1_000_000)
 _HDR = (16, 18)
 """Transfer curves of HDR video: PQ and HLG (ITU-T H.273)."""

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import InputError, UsageError
 from ..files import atomic_path
-from .video import CLIP_WRITE_SUFFIXES, opened, pyav
+from .clips import CLIP_WRITE_SUFFIXES
+from .video import opened, pyav
 
 SEGMENT_SUFFIX = ".nut"
 """Of the container of segments: it takes every codec and every time base."""

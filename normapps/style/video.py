@@ -23,13 +23,14 @@ from ..data.video import Clip, Frame, FrameReader, probe
 from ..data.video_write import Encoding, choose_codec, join, segment_file
 from ..errors import InputError
 from ..files import atomic_path, check_writable
+from .contents import CLIP_ONLY
 from .job import EXPECTED, PictureResult, StylizeJob, explain, load_painter
 from .looks import Painter
 from .moving import MovingMoments
 from .plan import Plan, Task
 from .stylize_options import StylizeOptions
 from .video_parts import Mark, Parts
-from .video_plan import CLIP_ONLY, plan_clips
+from .video_plan import plan_clips
 
 SEGMENT = 64
 """Frames of a segment."""

@@ -1,44 +1,19 @@
-"""Which contents of a job are clips, and what becomes of each; loads no torch."""
+"""What a job of clips will read and write, and whether it may; loads no torch."""
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.clips import CLIP_SUFFIXES
 from ..data.inputs import STDIO, Input, find_inputs, is_folder_output, plan_outputs
 from ..data.manifest import Manifest, without_made
-from ..data.video import CLIP_SUFFIXES, pyav
+from ..data.video import pyav
 from ..data.video_write import choose_codec
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from .plan import Plan, Task, check_not_read, check_place, check_styles, style_name
 from .stylize_options import StylizeOptions
-
-CLIP_ONLY = ("fps", "start", "end", "smooth", "codec")
-"""Options that are for clips alone."""
-
-
-def sort_contents(options: StylizeOptions, contents: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell pictures from clips, by their suffixes.
-
-    A folder gives its pictures; one that holds clips alone gives those.
-
-    Returns:
-        The contents with pictures and those with clips; a glob may be among both.
-
-    Raises:
-        UsageError: both, and an output that is no folder; or an option for clips and no clip.
-    """
-    clips = [each for each in contents if _holds_clips(each)]
-    pictures = [each for each in contents if each not in clips or _is_mixed(each)]
-    if clips and pictures and not is_folder_output(options.output, 1):
-        raise UsageError(
-            f"-o {options.output}: pictures and clips together need a folder; name one, -o out/"
-        )
-    if not clips:
-        _check_unused(options)
-    return pictures, clips
 
 
 def plan_clips(options: StylizeOptions, contents: Sequence[str]) -> Plan:
@@ -60,7 +35,7 @@ def plan_clips(options: StylizeOptions, contents: Sequence[str]) -> Plan:
     if not is_folder_output(options.output, results):
         choose_codec(options.output, options.codec)
         return _checked(Plan((Task(inputs[0], 0, Path(options.output)),), None), options)
-    if Path(options.output).suffix.lower() in CLIP_SUFFIXES and not options.output.endswith("/"):
+    if Path(options.output).suffix.lower() in CLIP_SUFFIXES and not _is_folder(options.output):
         raise UsageError(
             f"-o {options.output}: one file cannot hold {results} results; name a folder, "
             f"-o {Path(options.output).stem}/"
@@ -98,36 +73,6 @@ def _suffix(item: Input, codec: str) -> str:
     return item.name.suffix
 
 
-def _holds_clips(content: str) -> bool:
-    if Path(content).is_dir():
-        return not _finds(content, None) and _finds(content, CLIP_SUFFIXES)
-    if _is_pattern(content):
-        return _finds(content, CLIP_SUFFIXES)
-    return Path(content).suffix.lower() in CLIP_SUFFIXES
-
-
-def _is_mixed(content: str) -> bool:
-    return _is_pattern(content) and _finds(content, None)
-
-
-def _is_pattern(content: str) -> bool:
-    return content != STDIO and glob.has_magic(content) and not os.path.lexists(content)
-
-
-def _finds(content: str, suffixes: Sequence[str] | None) -> bool:
-    try:
-        return bool(find_inputs([content], **({"suffixes": suffixes} if suffixes else {})))
-    except InputError:
-        return False
-
-
-def _check_unused(options: StylizeOptions) -> None:
-    for name in CLIP_ONLY:
-        default = StylizeOptions.__dataclass_fields__[name].default
-        if getattr(options, name) != default:
-            raise UsageError(f"--{name}: is for clips, and no clip is given")
-
-
 def _check_fitting(options: StylizeOptions) -> None:
     if options.output == STDIO:
         raise UsageError("-o -: a clip cannot go to standard output; name a file")
@@ -135,3 +80,7 @@ def _check_fitting(options: StylizeOptions) -> None:
         raise UsageError("--runtime onnx: paints pictures only; clips need --runtime torch")
     if getattr(options, "mask", ()):
         raise UsageError("--mask: a mask is for one picture; clips take none")
+
+
+def _is_folder(output: str) -> bool:
+    return output.endswith("/") or Path(output).is_dir()
