@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unknown
@@ -19,9 +18,8 @@ from ..models.vgg_cascade import VggCascade, VggLevel
 from ..norm import INSTANCE, TRANSFERS, Moments, transfer
 from ..norm.moments import merge
 from .regions import Layout, settle
-from .render import _smaller as smaller
-from .render import as_dtype
-from .rendering import Levels, Region
+from .render import as_dtype, smaller
+from .rendering import Levels, Region, Steady
 from .tiles import Tile, pad_to_stride, tiles
 
 _WHOLE = 1_200_000
@@ -76,7 +74,7 @@ class CascadeRenderer:
         *,
         alpha: float = 1.0,
         method: str = "",
-        own: Levels | None = None,
+        steady: Steady | None = None,
     ) -> Tensor:
         """Draw a picture with the moments of one style, or of one in each region.
 
@@ -87,8 +85,8 @@ class CascadeRenderer:
                 (both papers). Of what the levels cannot reconstruct of the picture, 1−alpha is
                 added in the end, which the papers do not, so that 0 returns the picture itself.
             method: a name in `methods`; the network's own where empty.
-            own: moments to take for the picture's own at each level, as it comes from the level
-                before; for a single region only.
+            steady: changes the moments taken for the picture's own at a level, as the level before
+                drew it; for a single region only.
 
         Returns:
             (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
@@ -104,7 +102,7 @@ class CascadeRenderer:
             return image.clone()
 
         def work(side: int) -> Tensor:
-            return self._render(image, regions, alpha, method, own, side)
+            return self._render(image, regions, alpha, method, steady, side)
 
         return smaller(self._tile_side(image), work)
 
@@ -128,16 +126,18 @@ class CascadeRenderer:
         regions: Sequence[Region],
         alpha: float,
         method: str,
-        own: Levels | None,
+        steady: Steady | None,
         side: int,
     ) -> Tensor:
         layout = Layout.of([region.mask for region in regions], image, 1, self._least)
         photo = drawn = self._padded(image)
         for i, level in enumerate(self.network.stages):
             each = _Pass(level, drawn, layout, self.device, side)
-            measured = each.measure(method != "adain") if own is None else [own[i].to(self.device)]
+            own = each.measure(method != "adain")
+            if steady is not None:
+                own = [steady(i, part) for part in own]
             styles = [region.style[i].to(self.device) for region in regions]
-            drawn = each.draw(each.transferred(styles, measured, method, alpha))
+            drawn = each.draw(each.transferred(styles, own, method, alpha))
         if alpha < 1:
             drawn += (1 - alpha) * (photo - self._reconstructed(photo, side))
         return as_dtype(drawn[..., : image.shape[2], : image.shape[3]].clamp_(0, 1), image.dtype)
@@ -225,10 +225,8 @@ class _Pass:
 
     def _shares(self, tile: Tile) -> tuple[tuple[int, ...], Tensor | None]:
         """The regions in a tile, and how much of each stands in every cell of its outer part."""
-        shares, stride = self._layout.cut(tile, self._device), self._level.stride
-        if shares.maps is None:
-            return shares.regions, None
-        return shares.regions, F.avg_pool2d(shares.maps, stride, ceil_mode=True)
+        shares = self._layout.cut(tile, self._device)
+        return shares.regions, shares.at(self._level.stride)
 
     def _inner(self, tile: Tile, x: Tensor, stride: int = 0) -> Tensor:
         """The inner part of what was computed of the outer one; cut-off cells count as whole."""
