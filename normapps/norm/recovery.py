@@ -139,7 +139,7 @@ def part_way(own: Moments, style: Moments, alpha: float, method: str = "adain") 
             those that it makes at this strength; for `wct` they are near them.
     """
     if method == "adain":
-        return mix((own, style), (1 - alpha, alpha), "std")
+        return mix((own.diagonal(), style.diagonal()), (1 - alpha, alpha), "std")
     matrix = transport_matrix(own, style, TRANSFERS[method], _RIDGE)
     step = torch.lerp(torch.eye(matrix.shape[-1]).to(matrix), matrix, alpha)
     cov = step @ torch.as_tensor(own.cov) @ step.transpose(1, 2)

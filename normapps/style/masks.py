@@ -135,4 +135,5 @@ def _values(picture: Picture) -> np.ndarray:
     if alpha is not None and alpha.min() < 255:
         return alpha
     grey: np.ndarray = picture.pixels @ np.asarray(LUMA, np.float32)
-    return np.rint(grey).astype(np.uint8)
+    rounded: np.ndarray = np.rint(grey).astype(np.uint8)
+    return rounded

@@ -16,10 +16,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..norm import Moments
 from ..norm.moments import merge
+from .masks import Mask, fit_masks
+from .rendering import Levels, Region
 from .tiles import Padded, Tile
 
-_ROUNDING = 2 / 255
-"""By how much a mask, having been resampled, makes several miss a sum of 1."""
+_ROUNDING = 2.1 / 255
+"""By how much a mask, having been resampled, makes several miss 1: just over two levels."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Shares:
     maps: Tensor | None
 
     def at(self, stride: int) -> Tensor | None:
-        """Return the maps at 1/stride resolution."""
-        return None if self.maps is None else F.avg_pool2d(self.maps, stride)
+        """Return the maps at 1/stride resolution (see `reduced`)."""
+        return None if self.maps is None else reduced(self.maps, stride)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,32 @@ class Layout:
         return Shares(tuple(present), maps.to(device) if len(present) > 1 else None)
 
 
+def reduced(maps: Tensor, stride: int) -> Tensor:
+    """Return the means of stride×stride cells; a cell that the edge cuts off has what it has."""
+    return F.avg_pool2d(maps, stride, ceil_mode=True)
+
+
+def lay(parts: Sequence[tuple[Levels, Mask | None]], image: Tensor) -> list[Region]:
+    """Fit the masks of styles to a picture.
+
+    Args:
+        parts: a style's moments and where it goes, at least one. A single style without a mask
+            goes everywhere; of several, one may have none and gets what the others leave.
+        image: (1, 3, H, W).
+
+    Raises:
+        InputError: no style, or masks that do not fit (see `masks.fit_masks`).
+    """
+    if not parts:
+        raise InputError("no style given; give at least one")
+    if len(parts) == 1 and parts[0][1] is None:
+        return [Region(parts[0][0])]
+    height, width = image.shape[2:]
+    fitted = fit_masks([mask for _, mask in parts], width, height)
+    masks = [torch.from_numpy(values)[None, None] for values in fitted]
+    return [Region(levels, mask) for (levels, _), mask in zip(parts, masks, strict=True)]
+
+
 def settle(own: Sequence[Moments | None]) -> list[Moments]:
     """Give small regions some of the whole picture's moments.
 
@@ -127,7 +155,7 @@ def keep_uncovered(drawn: Tensor, photo: Tensor, masks: Sequence[Tensor], rows: 
         masks: (1, 1, H, W) uint8 or float in [0, 1].
         rows: of a band.
     """
-    for top in range(0, drawn.shape[2], rows):
+    for top in range(0, drawn.shape[2] if masks else 0, rows):
         band = slice(top, top + rows)
         cover = _cover_of([_unit(mask[..., band, :].to(drawn.device)) for mask in masks])
         if cover.min() < 1:

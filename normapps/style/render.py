@@ -1,26 +1,31 @@
-"""Rendering one picture of any size with a network and a style.
+"""Rendering one picture of any size with a network and styles.
 
 Two passes: the content's moments over all tiles, merged (Chan), then the tiles drawn with the
-moments of the whole, so that tiled and untiled are the same picture.
+moments of the whole, so that tiled and untiled are the same picture. Of several regions each has
+moments of its own (see `style.regions`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..models.adain_tiny import RECEPTIVE_FIELD, STRIDE, STRIDES, AdainTiny, Levels, moments
+from ..errors import InputError, unknown
+from ..models.adain_tiny import RECEPTIVE_FIELD, STRIDE, STRIDES, AdainTiny, moments
+from ..models.adain_tiny import Levels as TwoLevels
 from ..norm import Moments, part_way
-from .rendering import Region
+from ..norm.moments import merge
+from .regions import Layout, Shares, reduced, settle
+from .rendering import Levels, Region, Steady
 from .stylize_options import METHODS
-from .tiles import Tile, coverage, pad_to_stride, tiles
+from .tiles import Padded, Tile, coverage, tiles
 
 Result = TypeVar("Result")
+Features = tuple[Tensor, Tensor]
 
 _LEAST = 2 * STRIDE
 _WHOLE = 2_000_000
@@ -37,7 +42,7 @@ class TinyRenderer:
     Attributes:
         network: in evaluation mode and any precision; moments are float32 at least.
         device: where the network lies.
-        side: of the tiles in pixels, a multiple of 8; None tiles large pictures only.
+        side: of the tiles in pixels, rounded up to a multiple of 8; None tiles large pictures only.
     """
 
     network: AdainTiny
@@ -51,8 +56,11 @@ class TinyRenderer:
 
     def measure(self, image: Tensor) -> Levels:
         """Return the full moments of a picture's features at both levels; see `Renderer`."""
-        side = self._tile_side(image)
-        return _smaller(side, lambda side: self._measure(image, side, None, full=True))
+        whole = Layout((), False)
+        return smaller(
+            self._tile_side(image),
+            lambda side: _measure(self, _Work.of(image, whole, side), full=True)[0],
+        )
 
     def render(
         self,
@@ -61,82 +69,171 @@ class TinyRenderer:
         *,
         alpha: float = 1.0,
         method: str = "adain",
-        own: tuple[Moments, ...] | None = None,
+        steady: Steady | None = None,
     ) -> Tensor:
-        """Draw a picture with a style's moments; see `Renderer`.
+        """Draw a picture with the moments of styles; see `Renderer`.
 
         Of what the network cannot reconstruct of the picture, 1−alpha is added back, so that
         strength 0 returns the picture itself; strengths below 1 draw every tile twice for it.
         """
-        side = self._tile_side(image)
-        style = _both(regions[0].style)
-        known = None if own is None else _both(own)
-        return _smaller(side, lambda side: self._render(image, style, alpha, method, known, side))
+        if method not in self.methods:
+            raise unknown("method", method, self.methods)
+        layout = Layout.of([region.mask for region in regions], image, STRIDE, _LEAST)
+        if steady and layout.count > 1:
+            raise InputError("a video is painted with one style everywhere; leave out the masks")
+        job = _Job([region.style for region in regions], alpha, method, steady)
+        return smaller(
+            self._tile_side(image),
+            lambda side: _render(self, _Work.of(image, layout, side), job),
+        )
 
     def _tile_side(self, image: Tensor) -> int:
         if self.side is not None:
-            return self.side
+            return -(-self.side // STRIDE) * STRIDE
         return _SIDE if image.shape[2] * image.shape[3] > _WHOLE else 0
 
-    def _render(
-        self,
-        image: Tensor,
-        style: Levels,
-        alpha: float,
-        method: str,
-        known: Levels | None,
-        side: int,
-    ) -> Tensor:
-        height, width = image.shape[2:]
-        padded = pad_to_stride(image, STRIDE, _LEAST)
-        kept: dict[Tile, tuple[Tensor, Tensor]] = {}
-        own = known or self._measure(image, side, kept, full=method != "adain")
-        own, style = (_both([m.to(self.device) for m in part]) for part in (own, style))
-        wanted = _part_way(own, style, alpha, method)
-        out = torch.empty_like(padded, memory_format=torch.contiguous_format)
-        for tile in _cover(padded, side):
-            features = kept.pop(tile) if tile in kept else self._encode(tile.cut(padded))
-            drawn = tile.crop(self._decode(features, wanted, own, method))
-            if alpha < 1:
-                same = tile.crop(self._decode(features, own, own, method))
-                photo = as_dtype(tile.crop(tile.cut(padded)).to(self.device), torch.float32)
-                drawn = drawn + (1 - alpha) * (photo - same)
-            top, bottom, left, right = tile.inner
-            out[..., top:bottom, left:right] = as_dtype(drawn.clamp(0, 1), image.dtype)
-        return out[..., :height, :width]
 
-    def _measure(
-        self,
-        image: Tensor,
-        side: int,
-        kept: dict[Tile, tuple[Tensor, Tensor]] | None,
-        full: bool,
-    ) -> Levels:
-        """Merge the moments of all tiles over the true region; features that fit go to `kept`."""
-        padded = pad_to_stride(image, STRIDE, _LEAST)
-        fits = image.shape[2] * image.shape[3] <= _KEPT
-        parts = []
-        for tile in _cover(padded, side):
-            features = self._encode(tile.cut(padded))
-            inner = [tile.crop(x, stride) for x, stride in zip(features, STRIDES, strict=True)]
-            parts.append(moments(inner, self._coverage(tile, image, padded), full))
-            if fits and kept is not None:
-                kept[tile] = features
-        return _both([parts[0][i].merge(*(part[i] for part in parts[1:])) for i in (0, 1)])
+@dataclass(frozen=True)
+class _Job:
+    """What is wanted of a picture; see `Renderer.render`."""
 
-    def _coverage(self, tile: Tile, image: Tensor, padded: Tensor) -> tuple[Tensor | None, ...]:
-        if image.shape == padded.shape:
-            return None, None
-        true = (image.shape[2], image.shape[3])
-        return tuple(coverage(true, tile.inner, stride).to(self.device) for stride in STRIDES)
+    styles: Sequence[Levels]
+    alpha: float
+    method: str
+    steady: Steady | None
 
-    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.encode(image.to(self.device))
 
-    def _decode(
-        self, features: tuple[Tensor, Tensor], style: Levels, own: Levels, method: str
-    ) -> Tensor:
-        return self.network.decode(features, style, own, method).float()
+@dataclass(frozen=True)
+class _Work:
+    """A picture under its masks, cut into tiles; features that fit are kept between the passes."""
+
+    image: Tensor
+    padded: Padded
+    layout: Layout
+    side: int
+    kept: dict[Tile, Features] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, image: Tensor, layout: Layout, side: int) -> _Work:
+        return cls(image, Padded(image, STRIDE, _LEAST), layout, side)
+
+    def tiles(self) -> Iterator[Tile]:
+        height, width = self.padded.shape
+        return tiles(height, width, self.side or max(height, width), RECEPTIVE_FIELD)
+
+    def features(self, renderer: TinyRenderer, tile: Tile) -> Features:
+        if tile in self.kept:
+            return self.kept.pop(tile)
+        return renderer.network.encode(self.padded.cut(tile).to(renderer.device))
+
+    def keep(self, tile: Tile, features: Features) -> None:
+        if self.image.shape[2] * self.image.shape[3] <= _KEPT:
+            self.kept[tile] = features
+
+    def coverage(self, tile: Tile, stride: int, device: torch.device) -> Tensor | None:
+        """Shares of cells that lie in the true picture; None where all do."""
+        height, width = self.image.shape[2:]
+        if self.padded.shape == (height, width):
+            return None
+        return coverage((height, width), tile.inner, stride).to(device)
+
+
+def _render(renderer: TinyRenderer, work: _Work, job: _Job) -> Tensor:
+    own = _own(renderer, work, job)
+    wanted = _wanted(own, job, renderer.device)
+    out = torch.empty_like(work.image)  # in the layout of its memory
+    height, width = out.shape[2:]
+    for tile in work.tiles():
+        features, shares = work.features(renderer, tile), work.layout.cut(tile, renderer.device)
+        drawn = tile.crop(_decode(renderer, features, wanted, own, shares, job.method))
+        if job.alpha < 1:
+            same = tile.crop(_decode(renderer, features, own, own, shares, "adain"))
+            photo = tile.crop(work.padded.cut(tile)).to(renderer.device)
+            drawn = drawn + (1 - job.alpha) * (as_dtype(photo, torch.float32) - same)
+        top, bottom, left, right = tile.inner
+        place = out[..., top:bottom, left:right]
+        place.copy_(as_dtype(drawn.clamp(0, 1), out.dtype)[..., : height - top, : width - left])
+    return out
+
+
+def _own(renderer: TinyRenderer, work: _Work, job: _Job) -> list[TwoLevels]:
+    """The content's moments in each region, as the job has them."""
+    own = _measure(renderer, work, full=job.method != "adain", keep=True)
+    if job.steady is None:
+        return own
+    fine, coarse = own[0]
+    return [(job.steady(0, fine), job.steady(1, coarse))]
+
+
+def _wanted(own: Sequence[TwoLevels], job: _Job, device: torch.device) -> list[TwoLevels]:
+    """The moments to give to each region; what no mask covers keeps its own."""
+    wanted = []
+    for part, style in zip(own, job.styles, strict=False):
+        fine, coarse = (level.to(device) for level in style)
+        if job.alpha < 1:
+            fine = part_way(part[0], fine, job.alpha, job.method)
+            coarse = part_way(part[1], coarse, job.alpha, job.method)
+        wanted.append((fine, coarse))
+    return [*wanted, *own[len(wanted) :]]
+
+
+def _measure(
+    renderer: TinyRenderer, work: _Work, *, full: bool, keep: bool = False
+) -> list[TwoLevels]:
+    """Merge the moments of each region over all tiles' true parts."""
+    parts: list[tuple[list[Moments], list[Moments]]] = [([], []) for _ in range(work.layout.count)]
+    for tile in work.tiles():
+        features = work.features(renderer, tile)
+        inner = [tile.crop(x, stride) for x, stride in zip(features, STRIDES, strict=True)]
+        shares = work.layout.cut(tile, renderer.device)
+        covered = [work.coverage(tile, stride, renderer.device) for stride in STRIDES]
+        for region, weights in _weights(tile, shares, covered):
+            for level, measured in zip(parts[region], moments(inner, weights, full), strict=True):
+                level.append(measured)
+        if keep:
+            work.keep(tile, features)
+    fine, coarse = ([part[i] for part in parts] for i in (0, 1))
+    return list(zip(_merged(fine), _merged(coarse), strict=True))
+
+
+def _merged(regions: Sequence[Sequence[Moments]]) -> list[Moments]:
+    if len(regions) == 1:
+        return [merge(regions[0])]
+    return settle([merge(parts) if parts else None for parts in regions])
+
+
+def _weights(
+    tile: Tile, shares: Shares, covered: Sequence[Tensor | None]
+) -> Iterator[tuple[int, list[Tensor | None]]]:
+    """The weights of a tile's inner cells at both levels, for each region in it."""
+    if shares.maps is None:
+        yield shares.regions[0], list(covered)
+        return
+    levels = [tile.crop(reduced(shares.maps, stride), stride) for stride in STRIDES]
+    for i, region in enumerate(shares.regions):
+        yield (
+            region,
+            [
+                level[:, i : i + 1] if part is None else level[:, i : i + 1] * part
+                for level, part in zip(levels, covered, strict=True)
+            ],
+        )
+
+
+def _decode(
+    renderer: TinyRenderer,
+    features: Features,
+    wanted: Sequence[TwoLevels],
+    own: Sequence[TwoLevels],
+    shares: Shares,
+    method: str,
+) -> Tensor:
+    """Draw the outer part of a tile with the styles that it holds."""
+    styles, parts = ([levels[i] for i in shares.regions] for levels in (wanted, own))
+    if shares.maps is None:
+        return renderer.network.decode(features, styles[0], parts[0], method).float()
+    fine, coarse = (reduced(shares.maps, stride) for stride in STRIDES)
+    return renderer.network.decode_regions(features, styles, parts, (fine, coarse), method).float()
 
 
 def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,13 +245,16 @@ def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 
 
-def _cover(padded: Tensor, side: int) -> Iterator[Tile]:
-    height, width = padded.shape[2:]
-    return tiles(height, width, side or max(height, width), RECEPTIVE_FIELD)
+def smaller(side: int, work: Callable[[int], Result]) -> Result:
+    """Do the work with ever smaller tiles until it fits into the device's memory.
 
+    Args:
+        side: of the first tiles in pixels; 0 for the whole picture.
+        work: called with the side.
 
-def _smaller(side: int, work: Callable[[int], Result]) -> Result:
-    """Do the work with ever smaller tiles until it fits into the device's memory."""
+    Raises:
+        InputError: even tiles of 128 pixels are too large.
+    """
     while True:
         try:
             with torch.inference_mode():
@@ -164,15 +264,3 @@ def _smaller(side: int, work: Callable[[int], Result]) -> Result:
             if side < _LEAST_SIDE:
                 raise InputError("out of memory on the device; use --device cpu") from error
         torch.cuda.empty_cache()
-
-
-def _part_way(own: Levels, style: Levels, alpha: float, method: str) -> Levels:
-    if alpha == 1:
-        return style
-    pairs = zip(own, style, strict=True)
-    return _both([part_way(*pair, alpha, method) for pair in pairs])
-
-
-def _both(levels: Sequence[Moments]) -> Levels:
-    fine, coarse = levels
-    return fine, coarse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,11 @@ from ..norm import Moments
 Levels = tuple[Moments, ...]
 """Instance moments (G=1) of each adaptive level of a network, in its own order."""
 
+Steady = Callable[[int, Moments], Moments]
+"""Called once a picture and level, in the order of the levels, with the level's number and the
+moments measured on the content; what it returns stands for them, as a moving average over a video's
+frames does. Again for the same picture where memory ran out and smaller tiles are tried."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -20,8 +25,9 @@ class Region:
 
     Attributes:
         style: moments at every level of the network.
-        mask: (1, 1, H, W) weights in [0, 1] of the picture's pixels, which over all regions sum to
-            1 everywhere; None: the whole picture.
+        mask: (1, 1, H, W) uint8 or float in [0, 1], of the picture's size; None: the whole picture.
+            Masks that overlap share in proportion; what all together leave is drawn with its own
+            moments (see `style.regions`).
     """
 
     style: Levels
@@ -49,7 +55,7 @@ class Renderer(Protocol):
         *,
         alpha: float = 1.0,
         method: str = "adain",
-        own: Levels | None = None,
+        steady: Steady | None = None,
     ) -> Tensor:
         """Draw a picture with the moments of one style, or of one in each region.
 
@@ -58,12 +64,12 @@ class Renderer(Protocol):
             regions: at least one.
             alpha: 0 returns the picture itself, 1 draws it with the style's moments.
             method: how features get the moments.
-            own: moments to take for the picture's own, such as a moving average over a video's
-                frames; for a single region only.
+            steady: changes the moments taken for the picture's own; for a single region only.
 
         Returns:
             (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
 
         Raises:
-            InputError: a method that the network does not draw with, or too little memory.
+            InputError: a method that the network does not draw with, masks that do not fit, or too
+                little memory.
         """

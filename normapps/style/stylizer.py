@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,11 @@ from ..models.folder import load_model, read_manifest
 from ..models.shipped import resolve_model
 from ..norm import INSTANCE, Moments
 from .color import preserve_color as recolor
+from .masks import Mask
 from .options import PRESET, SUFFIX
+from .regions import keep_uncovered, lay
 from .render import TinyRenderer, as_dtype
-from .rendering import Region, Renderer
+from .rendering import Renderer, Steady
 from .styles import Style, load_style, preset_path
 
 Content = TypeVar("Content", Image.Image, Picture, Tensor)
@@ -42,6 +45,7 @@ class Stylizer:
         fingerprint: SHA-256 of the weights, kept in every style.
         device, dtype: where and in what precision convolutions run; moments are always float32.
         folder: the model folder, whose presets `resolve_style` finds.
+        tile: side in pixels of the tiles that pictures are cut into; None: large ones only, 1024.
 
     Raises:
         InputError: the network is none that stylizes.
@@ -54,10 +58,11 @@ class Stylizer:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
+        tile: int | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         network = place(network.eval().requires_grad_(False), device, dtype)
-        self.renderer = renderer_of(network, device)
+        self.renderer = renderer_of(network, device, tile)
         self.fingerprint: str = fingerprint
         self.folder: Path | None = folder
 
@@ -68,6 +73,7 @@ class Stylizer:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        tile: int | None = None,
     ) -> Stylizer:
         """Load a shipped network by name, or a model folder that `normapps style train` wrote.
 
@@ -76,6 +82,8 @@ class Stylizer:
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where the device computes
                 in it, about twice as fast as float32 and at most a few levels of 255 away.
+            tile: side in pixels of the tiles that pictures are cut into, which changes the memory
+                they take and nothing else; None: 1024 for large ones.
 
         Raises:
             InputError: no such model, damaged weights, another kind of network, or no such device.
@@ -85,7 +93,7 @@ class Stylizer:
         fingerprint = read_manifest(folder).sha256["model.safetensors"]
         where = resolve_device(device)
         try:
-            return cls(network, fingerprint, where, resolve_dtype(dtype, where), folder)
+            return cls(network, fingerprint, where, resolve_dtype(dtype, where), folder, tile)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from error
 
@@ -114,36 +122,45 @@ class Stylizer:
     def __call__(
         self,
         content: Content,
-        style: Style,
+        style: Style | Sequence[tuple[Style, Mask | None]],
         *,
         alpha: float = 1.0,
         size: int | None = None,
         preserve_color: str = "none",
         method: str = "adain",
+        steady: Steady | None = None,
     ) -> Content:
         """Stylize one picture.
 
         Args:
             content: PIL image, Picture, or tensor (3, H, W) or (1, 3, H, W) float in [0, 1].
-            style: what `style`, `load_style` or `blend` returned, of the same weights.
+            style: what `style`, `load_style` or `blend` returned, of the same weights; or several,
+                each with the mask of where it goes. One may have None, what the others leave. What
+                nothing covers stays the content.
             alpha: 0 returns the content itself, 1 draws it with the style's statistics.
             size: long side of the result; the content's own by default.
             preserve_color: `none`, `luma` or `transport` (see `style.color`).
             method: how features get the style's moments (see `norm.transfer`).
+            steady: see `rendering.Steady`.
 
         Returns:
             What `content` is, of its size (or of long side `size`); alpha and mode `RGBA` kept.
 
         Raises:
-            InputError: alpha outside [0, 1], a style of other weights, or too little memory.
+            InputError: alpha outside [0, 1], a style of other weights, masks that do not fit, or
+                too little memory.
         """
-        self._check(style, alpha, method)
+        parts = [(style, None)] if isinstance(style, Style) else style
+        for each, _ in parts:
+            self._check(each, alpha, method)
         source = _resized(_to_source(content), size)
         image = _to_tensor(source)
-        out = self.renderer.render(image, [Region(style.levels)], alpha=alpha, method=method)
+        regions = lay([(each.levels, mask) for each, mask in parts], image)
+        out = self.renderer.render(image, regions, alpha=alpha, method=method, steady=steady)
         if preserve_color != "none":
             before, after = as_dtype(image, torch.float32), as_dtype(out, torch.float32)
             out = as_dtype(recolor(after, before, preserve_color), image.dtype)
+        keep_uncovered(out, image, [r.mask for r in regions if r.mask is not None])
         result: Content = _like(content, source, out)
         return result
 
@@ -156,14 +173,18 @@ class Stylizer:
             raise InputError(f"style '{style.name}' was encoded by other weights; encode it again")
 
 
-def renderer_of(network: nn.Module, device: torch.device) -> Renderer:
+def renderer_of(network: nn.Module, device: torch.device, side: int | None = None) -> Renderer:
     """Return what measures and draws with a network that lies on a device.
+
+    Args:
+        network, device: in evaluation mode, and where it lies.
+        side: of the tiles in pixels; None tiles large pictures only.
 
     Raises:
         InputError: it is no network that stylizes.
     """
     if isinstance(network, AdainTiny):
-        return TinyRenderer(network, device)
+        return TinyRenderer(network, device, side)
     raise InputError("holds no stylization network")
 
 
@@ -228,7 +249,8 @@ def _to_tensor(source: Picture | Tensor) -> Tensor:
     """View a source as (1, 3, H, W): uint8 of a picture, float of a tensor."""
     if isinstance(source, Tensor):
         return source
-    return torch.from_numpy(source.pixels.copy()).permute(2, 0, 1)[None]
+    pixels = source.pixels if source.pixels.flags.writeable else source.pixels.copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]  # which warns of what is read-only
 
 
 def _like(content: Any, source: Picture | Tensor, out: Tensor) -> Any:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from normapps.models.adain_tiny import RECEPTIVE_FIELD, AdainTiny, moments
+from normapps.models.adain_tiny import RECEPTIVE_FIELD, AdainTiny, moments, numbers_of
+from normapps.norm import transfer
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,53 @@ def test_half_the_precision_runs_under_autocast(network: AdainTiny) -> None:
         assert features[0].dtype == torch.bfloat16
         assert moments(features)[0].mean.dtype == torch.float32
         assert network.decode(features, moments(features)).isfinite().all()
+
+
+def _double(network: AdainTiny) -> AdainTiny:
+    torch.manual_seed(1)
+    torch.nn.init.normal_(network.modulation.heads.weight, std=0.1)
+    return network.double()
+
+
+@pytest.mark.parametrize("method", ["adain", "ot"])
+def test_regions_blend_features_and_modulation(method: str) -> None:
+    """Against the sums written out: each style's features and modulation times its share."""
+    network = _double(AdainTiny(8, 8, 4)).eval()
+    image = torch.rand(1, 3, 48, 64, dtype=torch.float64)
+    with torch.no_grad():
+        features = network.encode(image)
+        styles = [moments(network.encode(x), full=True) for x in (image.sqrt(), 1 - image)]
+        parts = [moments([x[..., :3] for x in features], full=True), moments(features, full=True)]
+        first = torch.rand(1, 1, 12, 16, dtype=torch.float64)
+        shares = torch.cat([first, 1 - first], 1)
+        coarse_shares = torch.nn.functional.avg_pool2d(shares, 2)
+        got = network.decode_regions(features, styles, parts, (shares, coarse_shares), method)
+        moved, scales = [], []
+        for level, share in enumerate((shares, coarse_shares)):
+            each = [
+                transfer(features[level], style[level], method, part[level]) * share[:, i : i + 1]
+                for i, (style, part) in enumerate(zip(styles, parts, strict=True))
+            ]
+            moved.append(each[0] + each[1])
+        films = [network.modulation(numbers_of(style)) for style in styles]
+        for block, share in enumerate((coarse_shares, coarse_shares, shares, shares)):
+            scales.append(
+                tuple(
+                    a[..., None, None] * share[:, :1] + b[..., None, None] * share[:, 1:]
+                    for a, b in zip(films[0][block], films[1][block], strict=True)
+                )
+            )
+        drawn = network.draw(moved[0], moved[1], scales)
+        want = network.image(torch.nn.functional.pixel_shuffle(drawn, 2))
+    assert (got - want).abs().max() < 1e-5  # features are blended in float32
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_regions_of_one_style_are_that_style(share: float) -> None:
+    network = _double(AdainTiny(8, 8, 4)).eval()
+    with torch.no_grad():
+        features = network.encode(torch.rand(1, 3, 32, 32))
+        style, own = moments(network.encode(torch.rand(1, 3, 32, 32))), moments(features)
+        maps = [torch.tensor([share, 1 - share]).view(1, 2, 1, 1).expand(1, 2, n, n) for n in (8, 4)]
+        got = network.decode_regions(features, [style] * 2, [own] * 2, (maps[0], maps[1]))
+        assert (got - network.decode(features, style, own)).abs().max() < 1e-5
