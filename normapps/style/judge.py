@@ -36,7 +36,7 @@ def judge(options: EvaluateOptions, progress: Callable[[int, Row], None] | None 
         for places in (options.contents, options.styles)
     )
     report = evaluate(
-        method(stylizer, options.size, options.alpha),
+        method(stylizer, options.size, options.alpha, options.method),
         contents,
         styles,
         pairs=options.pairs,
@@ -50,11 +50,22 @@ def judge(options: EvaluateOptions, progress: Callable[[int, Row], None] | None 
     return report
 
 
-def method(stylizer: Stylizer, style_size: int = 512, alpha: float = 1.0) -> Stylize:
-    """Make a stylizer the function of two arrays that `evaluate` judges."""
+def method(
+    stylizer: Stylizer, style_size: int = 512, alpha: float = 1.0, method: str = ""
+) -> Stylize:
+    """Make a stylizer the function of two arrays that `evaluate` judges.
+
+    Args:
+        stylizer: any network's.
+        style_size: long side at which it looks at paintings.
+        alpha: strength.
+        method: how features are moved; the network's default where empty.
+    """
+
+    chosen = method or stylizer.renderer.methods[0]
 
     def stylize(content: np.ndarray, painting: np.ndarray) -> np.ndarray:
         style = stylizer.style(Picture(painting), size=style_size)
-        return stylizer(Picture(content), style, alpha=alpha).pixels
+        return stylizer(Picture(content), style, alpha=alpha, method=chosen).pixels
 
     return stylize

