@@ -78,7 +78,7 @@ class MovingMoments:
         numbers = torch.tensor([self._time, self._total, self.cuts], dtype=torch.float64)
         parts = dict(self._kept) if self._seen is None else {**self._kept, -1: self._seen}
         tensors = {
-            f"{level}.{part}": value.detach().cpu().contiguous()
+            f"{level}.{part}": value.detach().cpu().clone()
             for level, moments in parts.items()
             for part in _PARTS
             if (value := getattr(moments, part)) is not None
