@@ -236,10 +236,12 @@ def load_painter(options: StylizeOptions) -> Painter:
     if options.runtime == "onnx":
         from .onnx.stylizer import OnnxStylizer
 
-        return OnnxStylizer.load(options.model)
+        return OnnxStylizer.load(options.model, tile=options.tile_side)
     from .stylizer import Stylizer
 
-    return Stylizer.load(options.model, device=options.device, dtype=options.dtype)
+    return Stylizer.load(
+        options.model, device=options.device, dtype=options.dtype, tile=options.tile_side
+    )
 
 
 def explain(error: Exception, task: Task) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from ..data.images import Picture, read_image
 from ..errors import InputError
 from ..files import sha256
+from .masks import Mask, read_mask
 from .plan import style_name
 from .style_file import preset_path
 from .stylize_options import PRESET, SUFFIX, StylizeOptions
@@ -48,8 +50,9 @@ class Look:
 
     Attributes:
         style: what the stylizer takes.
-        label: the style as the user gave it, a blend as `0.7 a.jpg + 0.3 b.jpg`.
-        parts: hash of the file and weight of each style in it; JSON values.
+        label: the style as the user gave it, a blend as `0.7 a.jpg + 0.3 b.jpg`, styles under
+            masks as `a.jpg in person.png + b.jpg elsewhere`.
+        parts: hash of the file and weight of each style in it, and of its mask; JSON values.
     """
 
     style: Any
@@ -58,14 +61,16 @@ class Look:
 
 
 def choose_looks(options: StylizeOptions, stylizer: Painter) -> list[Look]:
-    """Measure the styles of a job: one for each `--style`, or their blend.
+    """Measure the styles of a job: one for each `--style`, their blend, or all under their masks.
 
     Raises:
-        InputError: a style that cannot be read, or was encoded by other weights.
+        InputError: a style or mask that cannot be read, or a style encoded by other weights.
     """
     specs, weights = options.style, options.weights
     styles = [_measure(spec, options, stylizer) for spec in specs]
     hashes = [_hash(*each, stylizer) for each in zip(specs, styles, strict=True)]
+    if options.mask:
+        return [_masked(options, styles, hashes)]
     if weights is None:
         parts = ([{"sha256": digest, "weight": 1.0}] for digest in hashes)
         return [Look(*each) for each in zip(styles, specs, parts, strict=True)]
@@ -73,6 +78,22 @@ def choose_looks(options: StylizeOptions, stylizer: Painter) -> list[Look]:
     shares = zip(hashes, weights, strict=True)
     whole = [{"sha256": digest, "weight": weight} for digest, weight in shares]
     return [Look(_functions(options).blend(styles, weights), label, whole)]
+
+
+def _masked(options: StylizeOptions, styles: Sequence[Any], hashes: Sequence[str]) -> Look:
+    """Every style under its mask; the last may have none."""
+    feather = options.mask_feather
+    masks: list[Mask | None] = [
+        read_mask(path, feather=feather, max_pixels=options.max_pixels) for path in options.mask
+    ]
+    masks += [None] * (len(styles) - len(masks))
+    places = [f"in {mask.name}" if mask else "elsewhere" for mask in masks]
+    label = " + ".join(map(" ".join, zip(options.style, places, strict=True)))
+    parts = [
+        {"sha256": digest, "weight": 1.0, "mask": mask and mask.digest(), "feather": feather}
+        for digest, mask in zip(hashes, masks, strict=True)
+    ]
+    return Look(list(zip(styles, masks, strict=True)), label, parts)
 
 
 def _functions(options: StylizeOptions) -> Any:

@@ -5,6 +5,7 @@ Several masks may overlap, and then share what they overlap in; what none covers
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -52,6 +53,12 @@ class Mask:
             )
         if not 0 <= self.feather < math.inf:
             raise InputError(f"feather {self.feather}: must be a number of pixels, 0 or more")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the values and their shape, 64 hexadecimal digits."""
+        state = hashlib.sha256(repr(self.values.shape).encode())
+        state.update(np.ascontiguousarray(self.values).data)
+        return state.hexdigest()
 
     def fitted(self, width: int, height: int) -> np.ndarray:
         """Return the mask at a picture's size, its edges faded: (height, width) uint8.

@@ -58,18 +58,19 @@ def plan_job(options: StylizeOptions, contents: Sequence[str]) -> Plan:
         InputError: no picture, no such style, or a folder that cannot be written.
     """
     check_styles(options.style)
+    _check_masks(options.mask)
     inputs = find_inputs(contents)
-    blended = options.weights is not None
-    results = len(inputs) * (1 if blended else len(options.style))
+    is_one = options.is_one_look
+    results = len(inputs) * (1 if is_one else len(options.style))
     manifest = None
     if is_folder_output(options.output, results):
         manifest = Manifest(options.output)
         inputs = without_made(inputs, manifest, contents)
     names = [style_name(spec) for spec in options.style]
-    planned = plan_outputs(inputs, names, options.output, multiple=not blended)
+    planned = plan_outputs(inputs, names, options.output, multiple=not is_one)
     tasks = tuple(Task(*each) for each in planned)
     _check_targets([task.target for task in tasks if task.target], manifest)
-    check_not_read(tasks, options.style)
+    check_not_read(tasks, options.style, options.mask)
     return Plan(tasks, manifest)
 
 
@@ -91,6 +92,12 @@ def check_styles(specs: Iterable[str]) -> None:
             )
 
 
+def _check_masks(paths: Iterable[str]) -> None:
+    for path in paths:
+        if not os.path.exists(path):
+            raise InputError(f"--mask {path}: does not exist; check the path")
+
+
 def _check_targets(targets: Sequence[Path], manifest: Manifest | None) -> None:
     for target in targets:
         try:
@@ -101,20 +108,23 @@ def _check_targets(targets: Sequence[Path], manifest: Manifest | None) -> None:
         check_place(manifest.path.parent if manifest else targets[0].parent)
 
 
-def check_not_read(tasks: Sequence[Task], styles: Iterable[str]) -> None:
-    """See that no result replaces a style, or a picture that is still to be read.
+def check_not_read(tasks: Sequence[Task], styles: Iterable[str], masks: Iterable[str] = ()) -> None:
+    """See that no result replaces a style or mask, or a picture that is still to be read.
 
     Raises:
         UsageError: one does.
     """
     read = {os.path.realpath(t.source.path): t.source for t in tasks if t.source.path}
-    styled = {os.path.realpath(spec) for spec in styles}
+    named = {os.path.realpath(spec): "style" for spec in styles}
+    named |= {os.path.realpath(path): "mask" for path in masks}
     for task in tasks:
         if task.target is None:
             continue
         place = os.path.realpath(task.target)
-        if place in styled:
-            raise UsageError(f"-o {task.output}: is a style of this job; name another output")
+        if place in named:
+            raise UsageError(
+                f"-o {task.output}: is a {named[place]} of this job; name another output"
+            )
         if read.get(place, task.source) is not task.source:
             raise UsageError(
                 f"-o {task.output}: is itself a picture to be read; name another output"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -30,6 +31,14 @@ class StylizeOptions:
         (), "painting, .style file or preset:NAME; repeatable, every picture gets each"
     )
     style_weights: str = option("", "blend the styles instead: a weight for each, such as 0.7,0.3")
+    mask: tuple[str, ...] = option(
+        (),
+        "where a style goes: white in a drawing, or what a cut-out shows; one for each --style, or "
+        "all but the last, which gets the rest",
+    )
+    mask_feather: float = option(
+        0.0, "pixels of the result over which a mask's edges fade", low=0, high=10_000
+    )
     output: str = option(
         "", "file for one result, folder for several, - for standard output", short="-o"
     )
@@ -51,6 +60,12 @@ class StylizeOptions:
         "torch",
         "what computes: onnx starts faster, on the CPU alone, and needs no torch",
         choices=("torch", "onnx"),
+    )
+    tile: str = option(
+        "auto",
+        "side in pixels, 64 or more, of the tiles a picture is cut into: less memory, same result; "
+        "auto cuts large pictures",
+        pattern=r"auto|6[4-9]|[7-9][0-9]|[1-9][0-9]{2,8}",
     )
     device: str = device_option()
     dtype: str = option(
@@ -84,8 +99,10 @@ class StylizeOptions:
             raise InputError("-o is missing; name a file, a folder, or - for standard output")
         if self.runtime == "onnx":
             _check_onnx(self.device, self.dtype, self.method)
+            _check_no_masks(self.mask)
         if self.style_weights:
             _check_weights(self.style_weights, len(self.style))
+        _check_masks(self)
         start, end = self.span
         if end is not None and end <= start:
             raise InputError(f"--end {self.end}: must come after --start {self.start or 0}")
@@ -95,6 +112,16 @@ class StylizeOptions:
         """Seconds of a clip at which to begin and to stop; None: at its end."""
         start = _seconds(self.start) if self.start else 0.0
         return start, None if self.end is None else _seconds(self.end)
+
+    @property
+    def tile_side(self) -> int | None:
+        """The side of tiles in pixels; None: as the picture's size suggests."""
+        return None if self.tile == "auto" else int(self.tile)
+
+    @property
+    def is_one_look(self) -> bool:
+        """Whether all styles together make one result: a blend, or each under its mask."""
+        return bool(self.style_weights or self.mask)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
@@ -120,6 +147,26 @@ def _check_onnx(device: str, dtype: str, method: str) -> None:
     if dtype not in ("auto", "float32"):
         raise InputError(
             f"--dtype {dtype}: --runtime onnx computes in float32; use --runtime torch"
+        )
+
+
+def _check_no_masks(masks: Sequence[str]) -> None:
+    if masks:
+        raise InputError(f"--mask {masks[0]}: --runtime onnx has none; use --runtime torch")
+
+
+def _check_masks(options: StylizeOptions) -> None:
+    masks, styles = len(options.mask), len(options.style)
+    if not masks:
+        if options.mask_feather:
+            raise InputError("--mask-feather: there is no --mask whose edges could fade; give one")
+        return
+    if options.style_weights:
+        raise InputError("--mask and --style-weights: styles have places or are blended; drop one")
+    if masks not in (styles - 1, styles):
+        raise InputError(
+            f"--mask: {masks} masks for {styles} styles; give one for each --style, or one less: "
+            "the last style gets the rest"
         )
 
 

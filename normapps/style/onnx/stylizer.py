@@ -44,7 +44,7 @@ class OnnxStylizer:
     Args:
         folder: a model folder with the graphs `ENCODER` and `DECODER`.
         fingerprint: SHA-256 of the weights, kept in every style.
-        side: of the tiles in pixels, a multiple of 8; None tiles large pictures only.
+        side: of the tiles in pixels, rounded up to a multiple of 8; None tiles large pictures only.
     """
 
     def __init__(self, folder: Path, fingerprint: str, side: int | None = None) -> None:
@@ -55,8 +55,14 @@ class OnnxStylizer:
         self._decoder = inference_session(folder / DECODER, is_brief=True)
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] = "adain-tiny") -> OnnxStylizer:
+    def load(
+        cls, model: str | os.PathLike[str] = "adain-tiny", *, tile: int | None = None
+    ) -> OnnxStylizer:
         """Load a shipped network by name, or a model folder with graphs.
+
+        Args:
+            model: the name or folder.
+            tile: side in pixels of the tiles that pictures are cut into; None: large ones only.
 
         Raises:
             NormappsError: onnxruntime is not installed.
@@ -71,7 +77,7 @@ class OnnxStylizer:
                     " or use --runtime torch"
                 )
         check_hashes(folder, manifest)
-        return cls(folder, manifest.sha256["model.safetensors"])
+        return cls(folder, manifest.sha256["model.safetensors"], tile)
 
     def style(self, image: Picture, *, size: int = 512, name: str = "") -> OnnxStyle:
         """Measure the style of a painting, brought to the long side `size` first."""
@@ -146,7 +152,7 @@ class OnnxStylizer:
         side = self.side
         if side is None:
             side = _SIDE if pixels.shape[0] * pixels.shape[1] > _WHOLE else max(height, width)
-        return tiles(height, width, side, MARGIN)
+        return tiles(height, width, -(-side // STRIDE) * STRIDE, MARGIN)
 
     def _encode(self, pixels: np.ndarray) -> Features:
         fine, coarse = self._encoder.run(None, {"pixels": np.ascontiguousarray(pixels)})
