@@ -53,12 +53,12 @@ def measure_colors(image: Tensor, mask: Tensor | None = None) -> Moments:
     """
     return merge(
         Moments.of(
-            _rows(image, band, image),
+            rows_of(image, band, image),
             INSTANCE,
             full=True,
-            weight=None if mask is None else _rows(mask, band, image),
+            weight=None if mask is None else rows_of(mask, band, image),
         )
-        for band in _bands(image)
+        for band in bands(image)
     )
 
 
@@ -84,11 +84,11 @@ def move_colors(
     """
     pairs = [(measure_colors(image, m), colors.to(image.device)) for colors, m in regions]
     out = torch.empty_like(image)
-    for band in _bands(image):
-        photo = _rows(image, band, image)
-        masks = [None if mask is None else _rows(mask, band, image) for _, mask in regions]
+    for band in bands(image):
+        photo = rows_of(image, band, image)
+        masks = [None if mask is None else rows_of(mask, band, image) for _, mask in regions]
         parts = [into_gamut(transport(photo, *pair, "ot", _RIDGE, alpha)) for pair in pairs]
-        out[..., band, :] = as_dtype(_shared(parts, masks, photo), image.dtype)
+        out[..., band, :] = as_dtype(blend_regions(parts, masks, photo), image.dtype)
     return out
 
 
@@ -106,7 +106,7 @@ def into_gamut(image: Tensor) -> Tensor:
     return torch.lerp(image.clamp(0, 1), pale, 0.5).clamp(0, 1)
 
 
-def _shared(parts: Sequence[Tensor], masks: Sequence[Tensor | None], photo: Tensor) -> Tensor:
+def blend_regions(parts: Sequence[Tensor], masks: Sequence[Tensor | None], photo: Tensor) -> Tensor:
     """Blend what regions became by their masks; the photo where there is none."""
     if masks[0] is None:
         return parts[0]
@@ -116,13 +116,14 @@ def _shared(parts: Sequence[Tensor], masks: Sequence[Tensor | None], photo: Tens
     return torch.where(total > 0, blended / total.clamp_min(1e-6), photo)
 
 
-def _bands(image: Tensor) -> Iterator[slice]:
+def bands(image: Tensor) -> Iterator[slice]:
+    """Yield the rows of a picture in bands that are computed on at once."""
     height, width = image.shape[2:]
     rows = max(1, _BAND // width)
     return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def _rows(x: Tensor, band: slice, like: Tensor) -> Tensor:
+def rows_of(x: Tensor, band: slice, like: Tensor) -> Tensor:
     """Return rows of a picture or mask in [0, 1], float32, or float64 if the picture is."""
     dtype = like.dtype if like.dtype == torch.float64 else torch.float32
     return as_dtype(x[..., band, :].to(like.device), dtype)
