@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...errors import InputError
 from ...options import device_option, option, validate
-from ..stylize_options import METHODS
+from ..stylize_options import AUTO, METHODS
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class DatasetOptions:
     seed: int = option(0, "of the hash that draws style and strength of every picture", low=0)
     alpha: str = option("1", "strength 0 to 1, or LO,HI: drawn anew for every picture")
     method: str = option(
-        "adain", "how the style's statistics are given to the features", choices=METHODS
+        AUTO,
+        "how the style's statistics are given to the features; auto as the model has it",
+        choices=(AUTO, *METHODS),
     )
     model: str = option("adain-tiny", "shipped model, or a folder that style train wrote")
     size: int | None = option(

@@ -68,7 +68,7 @@ def paint_with_ray(
             num_cpus=1,
             num_gpus=1 if on_gpu else 0,
         )
-        for row in rows.iter_rows(prefetch_batches=0):
+        for row in rows.iter_rows():
             yield [DatasetResult(**values) for values in json.loads(row["results"])]
 
 
@@ -119,6 +119,7 @@ def _running(ray: Any, workers: int | None) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # the actors are the job, not aside of it
         _start(ray, workers)
     _silence(ray)
     try:
