@@ -11,6 +11,9 @@
 #   benchmarks/gpu.sh test            the tests marked `gpu`
 #   benchmarks/gpu.sh train           start or continue .gpu/run; call again until it says it is done
 #   benchmarks/gpu.sh time            time us and the peers that run on CUDA
+#   benchmarks/gpu.sh batches         512x512 and 4096x2160, one picture and 16: ours as it runs, compiled
+#                                     and plainly, and MicroAST; call again, with .gpu/stylize.json if it
+#                                     came back, until it says it is done; needs no `prepare`
 #   benchmarks/gpu.sh prepare-adapt   PACS, digits and EfficientNet-Lite0 to .gpu-adapt/ (62 MB): carry
 #                                     this one in the calls of `adapt`, and .gpu in the others
 #   benchmarks/gpu.sh adapt           train what .gpu-adapt/runs lacks of the adaptation benchmarks;
@@ -100,6 +103,19 @@ time_() {
     "$PYTHON" benchmarks/stylize.py --device cuda --repeats 15 --model "${MODEL:-$model}" \
         --methods normapps MicroAST "VGG AdaIN"
     keep benchmarks/RESULTS.md
+}
+
+batches() {
+    local status=0 model=adain-tiny
+    [ ! -d "$PLACE/run/model" ] || model="$PLACE/run/model"
+    timeout --signal=INT --kill-after=30 "$((CALL_SECONDS - SECONDS))" "$PYTHON" benchmarks/stylize_gpu.py \
+        --device "${DEVICE:-cuda}" --model "${MODEL:-$model}" --state "$PLACE/stylize.json" --profile || status=$?
+    [ ! -e "$PLACE/stylize.json" ] || keep "$PLACE/stylize.json" benchmarks/RESULTS.md
+    case $status in
+        0) echo "done" ;;
+        124 | 130) echo "stopped after $CALL_SECONDS s; call again to continue" ;;
+        *) return "$status" ;;
+    esac
 }
 
 prepare_adapt() {
@@ -202,6 +218,7 @@ case "${1:-}" in
     test) install; test_ ;;
     train) install; train ;;
     time) install; time_ ;;
+    batches) install; batches ;;
     prepare-adapt) prepare_adapt ;;
     adapt) install; adapt ;;
     prepare-slim) prepare_slim ;;

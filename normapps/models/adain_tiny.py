@@ -30,6 +30,9 @@ STRIDE = 8
 RECEPTIVE_FIELD = 96
 """A cell of 8×8 output pixels depends on no input further from its edges, but for the moments."""
 
+REPLAYED = ("encode", "finish")
+"""Methods of `AdainTiny` that are functions of tensors alone (see `engine.capture`)."""
+
 
 class AdainTiny(nn.Module):
     """Arbitrary style transfer by adaptive instance normalization in half a million parameters.
@@ -95,7 +98,7 @@ class AdainTiny(nn.Module):
         own_fine, own_coarse = own or (None, None)
         fine = transfer(features[0], style[0], method, own_fine)
         coarse = transfer(features[1], style[1], method, own_coarse)
-        return self._finish(fine, coarse, self.modulation(numbers_of(style)))
+        return self.finish(fine, coarse, self.modulation(numbers_of(style)))
 
     def decode_regions(
         self,
@@ -124,9 +127,10 @@ class AdainTiny(nn.Module):
         given = [self.modulation(numbers_of(style)) for style in styles]
         by_block = zip(zip(*given, strict=True), (1, 1, 0, 0), strict=True)
         films = [_film_map(parts, shares[level]) for parts, level in by_block]
-        return self._finish(fine, coarse, films)
+        return self.finish(fine, coarse, films)
 
-    def _finish(self, fine: Tensor, coarse: Tensor, films: Sequence[Film]) -> Tensor:
+    def finish(self, fine: Tensor, coarse: Tensor, films: Sequence[Film]) -> Tensor:
+        """Render features that have the style's moments: (N, 3, H, W), not clamped; see `draw`."""
         out: Tensor = self.image(F.pixel_shuffle(self.draw(fine, coarse, films), 2))
         return out
 
