@@ -16,7 +16,10 @@ from ..partition import BATCH
 from ..precision import without_autocast
 
 _BLOCK_BYTES = 8 << 20
-"""Of the blocks of a contiguous tensor, each read twice: what a shared cache surely holds."""
+"""Of the blocks of a tensor, each read twice: what a shared cache surely holds."""
+
+_WIDTH = 256
+"""Values up to which neighbouring rows are measured as one: that kernel is slow on short rows."""
 
 _ROWS = 32768
 """The most rows that torch's channels_last kernel adds in float32 one after the other."""
@@ -56,7 +59,7 @@ def _measure(x: Tensor, last: Tensor) -> tuple[Tensor, Tensor] | None:
     if known and kernel and x.device.type == "cuda":
         return _kernel(x)
     if known and kernel and last.is_contiguous():
-        return _by_rows(last.flatten(0, -2))
+        return _by_rows(last.view(-1, x.shape[1]))
     if known and x.is_contiguous():
         return _by_blocks(x.flatten(2))
     return None
@@ -70,8 +73,12 @@ def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Measure (M, C) rows, as channels_last holds them, in equal blocks."""
-    blocks = rows.tensor_split(-(-len(rows) // _ROWS))
-    mean, var = _pool([_kernel_of_rows(block) for block in blocks], [len(each) for each in blocks])
+    channels = rows.shape[1]
+    merged = rows.view(-1, channels * _neighbours(*rows.shape))
+    count = max(-(-len(merged) // _ROWS), -(-4 * rows.numel() // _BLOCK_BYTES))
+    blocks = [merged] if count == 1 else merged.tensor_split(count)[::-1]  # as `_by_blocks`
+    found = [_kernel_of_rows(block) for block in blocks]
+    mean, var = _pool(found, [len(block) for block in blocks], channels)
     doubtful = mean.square() > _SAFE_RATIO * var
     if doubtful.any():
         chosen = doubtful.nonzero().flatten()
@@ -80,8 +87,17 @@ def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def _neighbours(samples: int, channels: int) -> int:
+    """How many rows to take as one, a power of two: few that are wide pay for pooling them."""
+    found = 1
+    while samples % (2 * found) == 0 and 2 * found * channels <= _WIDTH and samples > 2048 * found:
+        found *= 2
+    return found
+
+
 def _kernel_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    return _kernel(_wide(rows).t()[None, :, :, None])
+    samples, channels = rows.shape
+    return _kernel(_wide(rows).t().view(1, channels, samples, 1))
 
 
 def _exact(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,14 +151,19 @@ def _about_a_shift(x: Tensor) -> tuple[Tensor, Tensor]:
     return shift.flatten().double() + distance, var.clamp_min(0)
 
 
-def _pool(found: list[tuple[Tensor, Tensor]], counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Merge the mean and variance (C,) of blocks in float64."""
-    if len(found) == 1:
+def _pool(
+    found: list[tuple[Tensor, Tensor]], counts: list[int], channels: int
+) -> tuple[Tensor, Tensor]:
+    """Merge the means and variances (k * C,) of blocks, k times C channels each, in float64."""
+    if len(found) == 1 and len(found[0][0]) == channels:
         return found[0]
-    means, variances = (torch.stack(parts).double() for parts in zip(*found, strict=True))
-    share = means.new_tensor(counts).div_(sum(counts))
-    mean = share @ means
-    return mean, share @ (variances + (means - mean).square())
+    means, variances = (
+        torch.stack(parts).double().view(len(found), -1, channels).movedim(1, 0)
+        for parts in zip(*found, strict=True)
+    )
+    share = means.new_tensor(counts).div_(sum(counts) * len(means))
+    mean = (share @ means).sum(0)
+    return mean, (share @ (variances + (means - mean).square())).sum(0)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..moments import Moments
 from ..partition import BATCH, Partition
 from .agreement import agreeing
 from .batch_moments import batch_moments
+from .feeding import Feed
 from .fingerprint import Fingerprint
 from .listening import Borrowed, Source, inference, listening
 from .statistics import (
@@ -55,7 +56,8 @@ def measure(
         model: called as `model(x)`.
         loader: batches: a tensor (N, ...), a tuple or list whose first element is one, or a
             mapping with 'image' or 'pixel_values'. They go to the model's device and, floating
-            ones, to its dtype.
+            ones, to its dtype; on a CPU those for a convolutional network also to channels_last,
+            if it can take that: there it is the faster one, and changes no more than rounding.
         mode: what the layers normalize with while they are measured:
 
             - `one-pass`: each batch with its own statistics, as in training, frozen layers too:
@@ -112,6 +114,7 @@ class _Listener:
         self, model: nn.Module, layers: dict[str, nn.Module], source: Source, group: Any
     ) -> None:
         self.model, self.layers, self.source, self.group = model, layers, source, group
+        self.feed = Feed(model)
         self.tally = Tally()
 
     def at_once(self, batchwise: bool) -> dict[str, Moments]:
@@ -157,7 +160,7 @@ class _Listener:
 
         with self.agreeing(), listening(layers, hear):
             for x in self.source:
-                self.forward(x)
+                self.forward(x, tally.forget)
                 tally.close()
         return self.join(tally.result(), {name: _nothing(layer) for name, layer in layers.items()})
 
@@ -166,7 +169,7 @@ class _Listener:
         calls: list[str] = []
         with self.agreeing(), listening(self.layers, lambda name, x: calls.append(name)):
             for x in self.source:
-                self.forward(x)
+                self.forward(x, calls.clear)
                 break
         # as moments, so that a process without a batch learns the order from the others
         known = {name: _note(1, calls.index(name), calls.count(name)) for name in set(calls)}
@@ -174,10 +177,10 @@ class _Listener:
         ordered = sorted(known, key=lambda name: float(known[name].mean[0, 0]))
         return {name: float(known[name].mean[0, 1]) == 1 for name in ordered}
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model as far as needed."""
+    def forward(self, x: Tensor, forget: Callable[[], object]) -> None:
+        """Run the model as far as needed; `forget` what was heard of a run that is begun anew."""
         with suppress(_Reached):
-            self.model(x)
+            self.feed(x, forget)
 
     def so_far(self, name: str) -> Moments:
         """Return what the earlier batches gave for a layer in which this one has one value.

@@ -30,6 +30,10 @@ class Tally:
         earlier = self._batch.get(name)
         self._batch[name] = moments if earlier is None else earlier.merge(moments)
 
+    def forget(self) -> None:
+        """Drop what the present batch has given so far."""
+        self._batch = {}
+
     def close(self) -> None:
         """End the present batch.
 

@@ -62,6 +62,19 @@ def test_many_blocks_are_pooled(layout: str, monkeypatch: pytest.MonkeyPatch) ->
     _check(FORMATS[layout](x), 1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 24, 100, 128, 130])
+@pytest.mark.parametrize("side", [63, 64])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_neighbours_measured_as_one_are_pooled(
+    channels: int, side: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In columns of unlike levels: neighbours are not alike."""
+    x = torch.randn(4, channels, side, side) * torch.rand(channels, 1, 1)
+    x = x + torch.arange(side) % 8
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * x.numel() // blocks)
+    _check(_tokens(x), 1e-5)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "last"])
 @pytest.mark.parametrize("level", [1e4, 1e6])
 def test_a_large_mean_does_not_drown_a_variance_of_1e_2(layout: str, level: float) -> None:
