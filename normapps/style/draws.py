@@ -79,11 +79,10 @@ class Draws:
         self._kept = {n: self._kept.get(n) or self._draw(n) for n in numbers}
         parts = list(self._kept.values())
         turn = int(np.random.default_rng([options.seed, step]).integers(options.batch_size))
-        style = [torch.cat([part.style for part in parts]).roll(turn, 0)]
         layers = zip(*(part.wanted_style for part in parts), strict=True)
         return Batch(
             torch.cat([part.content for part in parts]),
-            *style,
+            torch.cat([part.style for part in parts]).roll(turn, 0),
             torch.cat([part.wanted_content for part in parts]),
             [torch.cat(layer).roll(turn, 0) for layer in layers],
         )

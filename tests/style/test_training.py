@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from normapps.engine.run import load_checkpoint
 from normapps.errors import InputError
+from normapps.models.adain_tiny import AdainTiny
 from normapps.models.folder import load_model
 from normapps.style import training
 from normapps.style.options import TrainOptions
-from normapps.style.training import batches, learning_rate, train
-
-CPU = torch.device("cpu")
+from normapps.style.training import learning_rate, train
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture
 def options(places: tuple[str, str]) -> TrainOptions:
     return TrainOptions(
-        contents=(places[0],), styles=(places[1],), hold_out=0, steps=4, batch_size=2, crop=32,
-        width=8, deep=8, hidden=4, warmup=0, device="cpu", precision="float32", save_every=2,
-        sample_every=3,
+        contents=(places[0],), styles=(places[1],), hold_out=0, steps=4, batch_size=2, reuse=2,
+        crop=32, paint=1, width=8, deep=8, hidden=4, warmup=0, device="cpu", precision="float32",
+        save_every=2, sample_every=3,
     )  # fmt: skip
 
 
@@ -93,6 +93,30 @@ def test_a_run_is_not_continued_as_another(options: TrainOptions, tmp_path: Path
         train(replace(options, width=16), tmp_path)
 
 
+def test_a_run_starts_with_the_weights_of_a_model(options: TrainOptions, tmp_path: Path) -> None:
+    first = train(replace(options, steps=1), tmp_path / "first")
+    chosen = replace(options, start=str(first), lr=0.0, ema=0.0)
+    second = load_model(train(chosen, tmp_path / "second")).state_dict()
+    assert all(torch.equal(v, second[k]) for k, v in load_model(first).state_dict().items())
+    with pytest.raises(InputError, match=r"--start .*other shapes"):
+        train(replace(chosen, hidden=5), tmp_path / "third")
+
+
+def test_every_map_of_the_list_is_trained_with(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    forward = AdainTiny.forward
+
+    def spy(self: AdainTiny, content: Tensor, style: Tensor, method: str) -> Any:
+        seen.append(method)
+        return forward(self, content, style, method)
+
+    monkeypatch.setattr(AdainTiny, "forward", spy)
+    train(replace(options, steps=12, sample_every=99, methods=("wct", "ot")), tmp_path)
+    assert set(seen) == {"wct", "ot"}
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_previous(
     options: TrainOptions, tmp_path: Path
 ) -> None:
@@ -101,40 +125,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous(
     latest.write_bytes(latest.read_bytes()[:100])
     train(replace(options, steps=5), tmp_path)
     assert load_checkpoint(latest)[1] == {"step": 5}
-
-
-def test_a_step_draws_the_same_pictures_whenever_it_comes(options: TrainOptions) -> None:
-    all_steps = dict(batches(options, 0, 0, CPU))
-    again = dict(batches(options, 2, 0, CPU))
-    other = dict(batches(options, 2, 1, CPU))
-    assert sorted(again) == [2, 3]
-    assert torch.equal(all_steps[3].content, again[3].content)
-    assert torch.equal(all_steps[3].style, again[3].style)
-    assert not torch.equal(all_steps[3].content, other[3].content)
-    assert all_steps[3].scale == other[3].scale  # processes must agree on the size
-
-
-def test_batches_are_crops_in_range(options: TrainOptions) -> None:
-    for _, batch in batches(replace(options, double=1.0), 0, 0, CPU):
-        assert batch.content.shape == batch.style.shape == (2, 3, 64, 64)
-        assert batch.scale == 2
-        assert 0 <= batch.content.min() < batch.content.max() <= 1
-
-
-def test_a_damaged_picture_is_named_and_another_drawn(
-    options: TrainOptions, tmp_path: Path, places: tuple[str, str]
-) -> None:
-    for i in range(3):
-        (tmp_path / f"bad{i}.png").write_bytes(b"not a picture")
-    mixed = replace(options, contents=(places[0], str(tmp_path)))
-    with pytest.warns(UserWarning, match=r"bad\d\.png"):
-        assert len(dict(batches(mixed, 0, 0, CPU))) == 4
-    none = replace(options, contents=(str(tmp_path),))
-    with (
-        pytest.warns(UserWarning, match="bad"),
-        pytest.raises(InputError, match="10 pictures in a row"),
-    ):
-        next(batches(none, 0, 0, CPU))
 
 
 def test_learning_rate_warms_up_stays_and_falls(options: TrainOptions) -> None:
@@ -151,6 +141,8 @@ def test_sources_must_be_given_and_fit(places: tuple[str, str]) -> None:
         TrainOptions(contents=(places[0],))
     with pytest.raises(InputError, match="--crop 33"):
         TrainOptions(contents=(places[0],), styles=(places[1],), crop=33)
+    with pytest.raises(InputError, match="--reuse 3: must divide --batch-size 4"):
+        TrainOptions(contents=(places[0],), styles=(places[1],), reuse=3)
 
 
 def test_two_processes_average_their_gradients(options: TrainOptions, tmp_path: Path) -> None:
@@ -200,7 +192,7 @@ def test_ctrl_c_stops_after_the_step_and_resumes_exactly(
 def test_a_diverging_run_stops_with_its_last_good_weights(
     options: TrainOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"the loss is not finite; resume with a lower --lr"):
+    with pytest.raises(InputError, match=r"the loss is not finite"):
         train(replace(options, lr=1e30, save_every=1), tmp_path)
     assert not (tmp_path / "model").exists()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -224,5 +216,5 @@ def test_sample_grids_pass_over_damaged_pictures(
     shutil.copytree(places[0], photos)
     (photos / "0.png").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match=r"0\.png"):
-        train(replace(options, contents=(str(photos),)), tmp_path / "run")
+        train(replace(options, contents=(str(photos),), reuse=1), tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "000003.png").exists()
