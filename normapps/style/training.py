@@ -33,6 +33,7 @@ from ..models.vgg import Vgg19, load_vgg19
 from .draws import Batch, Draws, as_tensor, look, sources
 from .losses import LAYERS, content_distance, gram_distance, lattice, style_distance
 from .options import TrainOptions
+from .temporal import FURTHEST, shifted, unsteadiness
 
 _SHAPE = ("width", "deep", "hidden")
 _FIXED = (*_SHAPE, "start", "seed", "hold_out", "crop", "paint", "reuse", "batch_size")
@@ -146,9 +147,17 @@ class StyleTask:
         drawn = np.random.default_rng([self.options.seed, step, 0x3A9]).integers(2**32)
         method = self.options.methods[int(drawn) % len(self.options.methods)]
         batch = self.draws.batch(step)
+        move = np.random.default_rng([self.options.seed, step, 0x517]).integers(0, FURTHEST + 1, 2)
+        content, style = self._with_moved(batch, *move)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
-            output, identity = self.network(batch.content, batch.style, method)
-        terms = losses(output.float(), identity.float(), batch, self.vgg, self.options)
+            output, identity = self.network(content, style, method)
+        output, again = output.float().split(
+            [len(batch.content), len(content) - len(batch.content)]
+        )
+        terms = losses(output, identity.float(), batch, self.vgg, self.options)
+        if len(again):
+            terms["temporal"] = unsteadiness(output[:1], again, *move)
+            terms["total"] = terms["total"] + self.options.temporal_weight * terms["temporal"]
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
@@ -156,6 +165,13 @@ class StyleTask:
         update_average(self.average, self.model, self.options.ema, step)
         values = torch.stack([*terms.values(), norm]).detach().tolist()
         return dict(zip([*terms, "grad_norm"], values, strict=True))
+
+    def _with_moved(self, batch: Batch, down: int, right: int) -> tuple[Tensor, Tensor]:
+        """The pairs, and the first once more with its photo moved if steadiness is asked for."""
+        if not self.options.temporal_weight:
+            return batch.content, batch.style
+        moved = shifted(batch.content[:1], down, right)
+        return torch.cat([batch.content, moved]), torch.cat([batch.style, batch.style[:1]])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return weights, average and optimizer."""

@@ -117,6 +117,20 @@ def test_every_map_of_the_list_is_trained_with(
     assert set(seen) == {"wct", "ot"}
 
 
+def test_steadiness_is_a_term_where_it_has_a_weight(options: TrainOptions, tmp_path: Path) -> None:
+    steps = replace(options, steps=1, crop=48, paint=2, batch_size=2, sample_every=99)
+    for name, weight in (("without", 0.0), ("with", 3.0)):
+        train(replace(steps, temporal_weight=weight), tmp_path / name)
+    before, after = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("without", "with")
+    )
+    assert "temporal" not in before
+    assert after["temporal"] > 0
+    assert after["total"] == pytest.approx(before["total"] + 3 * after["temporal"], rel=1e-4)
+    with pytest.raises(InputError, match="--temporal-weight"):
+        replace(options, temporal_weight=1.0)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_previous(
     options: TrainOptions, tmp_path: Path
 ) -> None:
