@@ -146,7 +146,7 @@ def _settled(part: Moments, whole: Moments) -> Moments:
     return replace(part, count=1 - share).merge(replace(whole, count=share))
 
 
-def keep_uncovered(drawn: Tensor, photo: Tensor, masks: Sequence[Tensor], rows: int = 512) -> None:
+def keep_uncovered(drawn: Tensor, photo: Tensor, masks: Sequence[Tensor], rows: int = 64) -> None:
     """Give what no mask covers back to the photo, in place, a band of rows at a time.
 
     Args:
@@ -179,7 +179,7 @@ def _cover_of(masks: Sequence[Tensor]) -> Tensor:
     return torch.where(covered >= 1 - _ROUNDING * len(masks), 1, covered)
 
 
-def _cover(masks: Sequence[Tensor], rows: int = 512) -> bool:
+def _cover(masks: Sequence[Tensor], rows: int = 64) -> bool:
     """Whether masks leave nothing of a picture, looked at by bands."""
     bands = (slice(top, top + rows) for top in range(0, masks[0].shape[2], rows))
     return all(
