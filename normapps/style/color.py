@@ -11,6 +11,7 @@ from ..data.color import LUMA
 from ..errors import InputError
 from ..norm import INSTANCE, Moments, merge, transport
 from .render import as_dtype
+from .rendering import Steady
 
 MODES = ("none", "luma", "transport")
 
@@ -63,7 +64,10 @@ def measure_colors(image: Tensor, mask: Tensor | None = None) -> Moments:
 
 
 def move_colors(
-    image: Tensor, regions: Sequence[tuple[Moments, Tensor | None]], alpha: float = 1.0
+    image: Tensor,
+    regions: Sequence[tuple[Moments, Tensor | None]],
+    alpha: float = 1.0,
+    steady: Steady | None = None,
 ) -> Tensor:
     """Give a photo a painting's colours and change nothing else of it.
 
@@ -78,11 +82,17 @@ def move_colors(
             (1, 1, H, W) uint8 or float in [0, 1], None for the whole picture. Where masks overlap,
             they share in proportion; what none covers stays as it is.
         alpha: 0 returns the picture, 1 has the painting's colours; between lies the geodesic.
+        steady: called with each region's number and the moments of its colours; what it returns
+            stands for them (see `rendering.Steady`).
 
     Returns:
         (1, 3, H, W) of the dtype and device of `image`, float in [0, 1] (see `into_gamut`).
     """
-    pairs = [(measure_colors(image, m), colors.to(image.device)) for colors, m in regions]
+    own = [measure_colors(image, mask) for _, mask in regions]
+    if steady is not None:
+        own = [steady(i, measured) for i, measured in enumerate(own)]
+    wanted = [colors.to(image.device) for colors, _ in regions]
+    pairs = list(zip(own, wanted, strict=True))
     out = torch.empty_like(image)
     for band in bands(image):
         photo = rows_of(image, band, image)

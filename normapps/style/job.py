@@ -21,7 +21,7 @@ from ..data.manifest import identify, is_same
 from ..errors import NormappsError
 from .looks import Painter, choose_looks
 from .plan import Plan, Task, plan_job
-from .stylize_options import StylizeOptions
+from .stylize_options import MODES, StylizeOptions
 
 _DECIDING = ("method", "alpha", "size", "style_size", "preserve_color", "dtype", "seed", "quality")
 EXPECTED = (NormappsError, OSError, MemoryError, RuntimeError)
@@ -186,6 +186,7 @@ class StylizeJob:
             size=options.size,
             preserve_color=options.preserve_color,
             method=options.method,
+            mode=options.mode,
             **more,
         )
 
@@ -223,6 +224,8 @@ class StylizeJob:
         chosen = {name: getattr(self._options, name) for name in _DECIDING}
         if self._options.runtime != "torch":  # which older manifests do not name
             chosen["runtime"] = self._options.runtime
+        if self._options.mode != MODES[0]:  # nor this
+            chosen["mode"] = self._options.mode
         parts = self._looks[task.style].parts
         return chosen | {"model_sha256": self._stylizer.fingerprint, "styles": parts}
 

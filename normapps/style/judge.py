@@ -13,7 +13,7 @@ from ..files import check_writable, write_text
 from ..models.vgg import load_vgg19
 from .evaluation import Report, Row, Stylize, evaluate
 from .losses import LAYERS
-from .options import EvaluateOptions
+from .options import AUTO, EvaluateOptions
 from .stylizer import Stylizer
 
 
@@ -51,7 +51,7 @@ def judge(options: EvaluateOptions, progress: Callable[[int, Row], None] | None 
 
 
 def method(
-    stylizer: Stylizer, style_size: int = 512, alpha: float = 1.0, method: str = ""
+    stylizer: Stylizer, style_size: int = 512, alpha: float = 1.0, method: str = AUTO
 ) -> Stylize:
     """Make a stylizer the function of two arrays that `evaluate` judges.
 
@@ -59,13 +59,11 @@ def method(
         stylizer: any network's.
         style_size: long side at which it looks at paintings.
         alpha: strength.
-        method: how features are moved; the network's default where empty.
+        method: how features are moved; `auto` as the network has it.
     """
-
-    chosen = method or stylizer.renderer.methods[0]
 
     def stylize(content: np.ndarray, painting: np.ndarray) -> np.ndarray:
         style = stylizer.style(Picture(painting), size=style_size)
-        return stylizer(Picture(content), style, alpha=alpha, method=chosen).pixels
+        return stylizer(Picture(content), style, alpha=alpha, method=method).pixels
 
     return stylize

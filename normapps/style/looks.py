@@ -28,6 +28,9 @@ class Painter(Protocol):
     def folder(self) -> Path | None:
         """The model folder, whose presets are found; None: the shipped stylizer's."""
 
+    def method_of(self, method: str) -> str:
+        """The map of features that a name stands for, where that is `auto`."""
+
     def style(self, image: Picture, *, size: int, name: str) -> Any:
         """Measure the style of a painting."""
 
@@ -40,6 +43,7 @@ class Painter(Protocol):
         size: int | None,
         preserve_color: str,
         method: str,
+        mode: str,
     ) -> Picture:
         """Stylize one picture."""
 
@@ -77,7 +81,9 @@ def choose_looks(options: StylizeOptions, stylizer: Painter) -> list[Look]:
     label = " + ".join(f"{w:.3g} {spec}" for w, spec in zip(weights, specs, strict=True))
     shares = zip(hashes, weights, strict=True)
     whole = [{"sha256": digest, "weight": weight} for digest, weight in shares]
-    return [Look(_functions(options).blend(styles, weights), label, whole)]
+    # the graphs of --runtime onnx draw by one method alone
+    chosen = {} if options.runtime == "onnx" else {"method": stylizer.method_of(options.method)}
+    return [Look(_functions(options).blend(styles, weights, **chosen), label, whole)]
 
 
 def _masked(options: StylizeOptions, styles: Sequence[Any], hashes: Sequence[str]) -> Look:

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..files import atomic_path
-from ..norm import Moments, mix
+from ..norm import Moments, barycenter, mix
+from ..norm.operations import COLORING
 from .style_file import COLORS, FORMAT, list_presets, preset_path, read_style_file
 
 __all__ = ["Style", "blend", "list_presets", "load_style", "preset_path"]
+
+_EPS = 1e-6
+"""Keeps covariances of fewer samples than channels invertible; taken off again."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +80,61 @@ def load_style(path: str | os.PathLike[str]) -> Style:
         raise InputError(f"{path}: damaged or not a style file; encode it again") from error
 
 
-def blend(styles: Sequence[Style], weights: Sequence[float], name: str = "") -> Style:
-    """Mix styles: means and deviations are averaged, which equals averaging stylized features.
+def blend(
+    styles: Sequence[Style], weights: Sequence[float], name: str = "", method: str = "adain"
+) -> Style:
+    """Mix styles to one that a method draws as the average of what it makes of each.
 
     Args:
         styles: of one model.
         weights: one non-negative number a style; their sum is scaled to 1.
         name: of the blend; the names joined by `+` by default.
+        method: that will draw it. For `adain` means and deviations are averaged, for `wct` and
+            `cholesky` the factors of the covariances: both equal averaging the stylized features.
+            For `ot` it is the Gaussians' barycentre, on the geodesic; its maps averaged miss it.
+
+    Returns:
+        A style whose levels are diagonal for `adain`, full for the others. Its colours are the
+        barycentre of the colours.
 
     Raises:
-        InputError: weights that do not fit, or styles of different models.
+        InputError: weights that do not fit, styles of different models, or an unknown method.
     """
+    if method not in _BLENDS:
+        raise unknown("method", method, _BLENDS)
     if len({style.model for style in styles}) > 1:
         raise InputError("styles of different models cannot be blended; encode them with one")
     levels = zip(*(style.levels for style in styles), strict=True)
-    mixed = tuple(mix(parts, weights, "std") for parts in levels)
-    colors = mix([style.colors for style in styles], weights, "std")
+    mixed = tuple(_BLENDS[method](parts, weights) for parts in levels)
+    colors = barycenter([style.colors for style in styles], weights)
     return Style(name or "+".join(s.name for s in styles), styles[0].model, mixed, colors)
+
+
+def _deviations_averaged(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
+    return mix([part.diagonal() for part in parts], weights, "std")
+
+
+def _factors_averaged(
+    parts: Sequence[Moments], weights: Sequence[float], method: str = "zca"
+) -> Moments:
+    """Average what covariances are the square of: Σ^½ (zca) or Cholesky's factor."""
+    mean = mix([part.diagonal() for part in parts], weights)
+    ridge = _EPS * torch.eye(mean.mean.shape[1], dtype=torch.float64)
+    factor = torch.zeros_like(ridge)
+    for part, weight in zip(parts, weights, strict=True):
+        cov = torch.as_tensor(part.cov).double() + ridge
+        factor = factor + weight / sum(weights) * COLORING[method](cov)
+    cov = (factor @ factor.mT - ridge).to(mean.mean)
+    return Moments(mean.count, mean.mean, cov.diagonal(dim1=1, dim2=2).clone(), cov)
+
+
+_BLENDS: dict[str, Callable[[Sequence[Moments], Sequence[float]], Moments]] = {
+    "adain": _deviations_averaged,
+    "wct": _factors_averaged,
+    "ot": barycenter,
+    "cholesky": partial(_factors_averaged, method="cholesky"),
+}
+"""Of each method of `norm.TRANSFERS` what averages the moments of a level."""
 
 
 def _packed(moments: Moments) -> dict[str, Tensor]:

@@ -15,7 +15,14 @@ SUFFIX = ".style"
 """What a style file's name ends with."""
 
 METHODS = ("adain", "wct", "ot", "cholesky")
-"""Maps that give features a style's moments: `normapps.norm.TRANSFERS`, the default first."""
+"""Maps that give features a style's moments: `normapps.norm.TRANSFERS`, adain-tiny's own first."""
+
+AUTO = "auto"
+"""Stands for the network's own among them: adain of adain-tiny and vgg-adain, wct of wct16."""
+
+MODES = ("paint", "photo", "color")
+"""What becomes of a photo: a painting, a photo of other colours and light (`--photo`), or itself in
+other colours (`--color-only`)."""
 
 CLIP_CODECS = ("auto", "h264", "hevc", "vp9")
 """Values of `--codec`; auto is h264, in WebM vp9."""
@@ -44,9 +51,10 @@ class StylizeOptions:
     )
     model: str = option("adain-tiny", "shipped model, or a folder that style train wrote")
     method: str = option(
-        "adain",
-        "what of the features is moved: means and variances (adain), or covariances too",
-        choices=METHODS,
+        AUTO,
+        "what of the features is moved: means and variances (adain), or covariances too; "
+        "auto as the model has it",
+        choices=(AUTO, *METHODS),
     )
     alpha: float = option(1.0, "strength: 0 the photo, 1 the full style", low=0, high=1)
     size: int | None = option(None, "long side of the result, pixels; else the photo's own", low=1)
@@ -55,6 +63,12 @@ class StylizeOptions:
         "none",
         "keep the photo's colours: its chroma (luma) or its palette (transport)",
         choices=("none", "luma", "transport"),
+    )
+    photo: bool = option(
+        False, "stay a photo: take the painting's colours and light place by place, not its strokes"
+    )
+    color_only: bool = option(
+        False, "take the painting's colours and change nothing else", also="--colour-only"
     )
     runtime: str = option(
         "torch",
@@ -103,6 +117,7 @@ class StylizeOptions:
         if self.style_weights:
             _check_weights(self.style_weights, len(self.style))
         _check_masks(self)
+        _check_mode(self)
         start, end = self.span
         if end is not None and end <= start:
             raise InputError(f"--end {self.end}: must come after --start {self.start or 0}")
@@ -117,6 +132,11 @@ class StylizeOptions:
     def tile_side(self) -> int | None:
         """The side of tiles in pixels; None: as the picture's size suggests."""
         return None if self.tile == "auto" else int(self.tile)
+
+    @property
+    def mode(self) -> str:
+        """What becomes of a photo, of `MODES`."""
+        return "photo" if self.photo else "color" if self.color_only else "paint"
 
     @property
     def is_one_look(self) -> bool:
@@ -140,7 +160,7 @@ def _seconds(clock: str) -> float:
 
 
 def _check_onnx(device: str, dtype: str, method: str) -> None:
-    if method != "adain":
+    if method not in (AUTO, "adain"):
         raise InputError(f"--method {method}: --runtime onnx has adain alone; use --runtime torch")
     if device not in ("auto", "cpu"):
         raise InputError(f"--device {device}: --runtime onnx runs on the CPU; use --runtime torch")
@@ -168,6 +188,19 @@ def _check_masks(options: StylizeOptions) -> None:
             f"--mask: {masks} masks for {styles} styles; give one for each --style, or one less: "
             "the last style gets the rest"
         )
+
+
+def _check_mode(options: StylizeOptions) -> None:
+    if options.photo and options.color_only:
+        raise InputError("--photo and --color-only: a photo is made in one way; drop one")
+    flag = {"photo": "--photo", "color": "--color-only"}.get(options.mode)
+    if flag and options.preserve_color != "none":
+        raise InputError(
+            f"{flag} and --preserve-color {options.preserve_color}: the colours are the "
+            "painting's or the photo's; drop one"
+        )
+    if options.photo and options.runtime == "onnx":
+        raise InputError("--photo: --runtime onnx has no such mode; use --runtime torch")
 
 
 def _check_weights(text: str, styles: int) -> None:

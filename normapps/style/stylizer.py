@@ -20,14 +20,19 @@ from ..errors import InputError, unknown
 from ..models.adain_tiny import AdainTiny
 from ..models.folder import load_model, read_manifest
 from ..models.shipped import resolve_model
+from ..models.vgg_cascade import VggCascade
 from ..norm import INSTANCE, Moments
+from .cascade import CascadeRenderer
+from .color import move_colors
 from .color import preserve_color as recolor
 from .masks import Mask
-from .options import PRESET, SUFFIX
+from .options import AUTO, PRESET, SUFFIX
+from .photo import draw_photo
 from .regions import keep_uncovered, lay
 from .render import TinyRenderer, as_dtype
-from .rendering import Renderer, Steady
+from .rendering import Region, Renderer, Steady
 from .styles import Style, load_style, preset_path
+from .stylize_options import MODES
 
 Content = TypeVar("Content", Image.Image, Picture, Tensor)
 
@@ -127,8 +132,9 @@ class Stylizer:
         alpha: float = 1.0,
         size: int | None = None,
         preserve_color: str = "none",
-        method: str = "adain",
+        method: str = AUTO,
         steady: Steady | None = None,
+        mode: str = "paint",
     ) -> Content:
         """Stylize one picture.
 
@@ -140,8 +146,12 @@ class Stylizer:
             alpha: 0 returns the content itself, 1 draws it with the style's statistics.
             size: long side of the result; the content's own by default.
             preserve_color: `none`, `luma` or `transport` (see `style.color`).
-            method: how features get the style's moments (see `norm.transfer`).
+            method: how features get the style's moments (see `norm.transfer`); `auto` as the
+                network has it.
             steady: see `rendering.Steady`.
+            mode: `paint`; `photo`, which takes colours and light from what would be painted and
+                keeps every edge (see `style.photo`); or `color`, which gives the content the
+                style's colours and changes nothing else (see `style.color.move_colors`).
 
         Returns:
             What `content` is, of its size (or of long side `size`); alpha and mode `RGBA` kept.
@@ -151,12 +161,17 @@ class Stylizer:
                 too little memory.
         """
         parts = [(style, None)] if isinstance(style, Style) else style
+        method = self.method_of(method)
         for each, _ in parts:
-            self._check(each, alpha, method)
+            self._check(each, alpha)
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
         source = _resized(_to_source(content), size)
         image = _to_tensor(source)
         regions = lay([(each.levels, mask) for each, mask in parts], image)
-        out = self.renderer.render(image, regions, alpha=alpha, method=method, steady=steady)
+        colors = [each.colors for each, _ in parts]
+        chosen: dict[str, Any] = {"alpha": alpha, "method": method, "steady": steady}
+        out = self._make(image, regions, colors, mode, **chosen)
         if preserve_color != "none":
             before, after = as_dtype(image, torch.float32), as_dtype(out, torch.float32)
             out = as_dtype(recolor(after, before, preserve_color), image.dtype)
@@ -164,9 +179,38 @@ class Stylizer:
         result: Content = _like(content, source, out)
         return result
 
-    def _check(self, style: Style, alpha: float, method: str) -> None:
-        if method not in self.renderer.methods:
-            raise unknown("method", method, self.renderer.methods)
+    def _make(
+        self,
+        image: Tensor,
+        regions: Sequence[Region],
+        colors: Sequence[Moments],
+        mode: str,
+        **chosen: Any,
+    ) -> Tensor:
+        """Draw a picture as the mode says, the colours of each region's style at hand."""
+        masks = [region.mask for region in regions]
+        if mode == "color":
+            wanted = list(zip(colors, masks, strict=True))
+            return move_colors(image, wanted, chosen["alpha"], chosen["steady"])
+
+        def paint(picture: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
+            laid = [Region(each.style, mask) for each, mask in zip(regions, masks, strict=True)]
+            return self.renderer.render(picture, laid, **chosen)
+
+        return draw_photo(image, masks, paint) if mode == "photo" else paint(image, masks)
+
+    def method_of(self, method: str = AUTO) -> str:
+        """Return a map of features by its name, the network's own for `auto`.
+
+        Raises:
+            InputError: the network does not draw with it.
+        """
+        methods = self.renderer.methods
+        if method not in (AUTO, *methods):
+            raise unknown("method", method, methods)
+        return methods[0] if method == AUTO else method
+
+    def _check(self, style: Style, alpha: float) -> None:
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha}: must be between 0 and 1")
         if style.model != self.fingerprint:
@@ -185,6 +229,8 @@ def renderer_of(network: nn.Module, device: torch.device, side: int | None = Non
     """
     if isinstance(network, AdainTiny):
         return TinyRenderer(network, device, side)
+    if isinstance(network, VggCascade):
+        return CascadeRenderer(network, device, side)
     raise InputError("holds no stylization network")
 
 

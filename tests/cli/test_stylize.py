@@ -168,6 +168,86 @@ def test_luma_keeps_the_photos_hues(here, run):
     assert likeness[0] > likeness[1]
 
 
+def _edges(path):
+    return np.diff(_pixels(path).astype(float).mean(2)).ravel()
+
+
+def test_color_only_takes_the_paintings_colours_and_keeps_every_edge(here, run):
+    arguments = ("photos/a.png", "--style", "wave.png", "--color-only")
+    assert run(*arguments, "-o", "color.png").code == 0
+    assert run(*arguments[:-1], "--colour-only", "-o", "colour.png").code == 0
+    assert run(*arguments, "-o", "none.png", "--alpha", "0").code == 0
+    assert np.array_equal(_pixels("color.png"), _pixels("colour.png"))
+    assert np.array_equal(_pixels("none.png"), _pixels("photos/a.png"))
+    photo, found, wave = (
+        _pixels(path).mean((0, 1)) for path in ("photos/a.png", "color.png", "wave.png")
+    )
+    assert np.abs(found - wave).max() < np.abs(photo - wave).max() / 3
+    assert np.corrcoef(_edges("color.png"), _edges("photos/a.png"))[0, 1] > 0.9
+
+
+def test_photo_takes_colours_of_what_would_be_painted_and_keeps_every_edge(here, run):
+    arguments = ("photos/a.png", "--style", "wave.png", "--dtype", "float32")
+    run(*arguments, "-o", "painted.png", "--method", "ot")
+    assert run(*arguments, "-o", "photo.png", "--method", "ot", "--photo").code == 0
+    assert run(*arguments, "-o", "other.png", "--photo").code == 0
+    assert run(*arguments, "-o", "none.png", "--photo", "--alpha", "0").code == 0
+    assert np.array_equal(_pixels("none.png"), _pixels("photos/a.png"))
+    painted, found, photo = (
+        _pixels(path).mean((0, 1)) for path in ("painted.png", "photo.png", "photos/a.png")
+    )
+    assert np.abs(found - painted).max() < np.abs(photo - painted).max() / 3
+    likeness = [
+        np.corrcoef(_edges(path), _edges("photos/a.png"))[0, 1]
+        for path in ("photo.png", "painted.png")
+    ]
+    assert likeness[0] > 0.85 > likeness[1]
+    assert _distance(_pixels("other.png"), _pixels("photo.png")).max() > 3  # --method counts
+
+
+def test_modes_have_masks_and_a_recipe_of_their_own(here, run):
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, :30] = 255
+    Image.fromarray(mask).save("left.png")
+    for flag in ("--color-only", "--photo"):
+        arguments = ("photos/a.png", "--style", "wave.png", flag)
+        assert run(*arguments, "--mask", "left.png", "-o", f"{flag}.png").code == 0
+        made, photo = _pixels(f"{flag}.png"), _pixels("photos/a.png")
+        assert np.array_equal(made[:, 30:], photo[:, 30:])
+        assert _distance(made[:, :30], photo[:, :30]).mean() > 5
+    for flags, code in (([], 0), (["--color-only"], 1), ([], 0)):
+        ran = run("photos/trip/", "--style", "wave.png", "-o", "folder/", *flags)
+        assert ran.code == code, ran.err
+    assert (
+        "with other options"
+        in run("photos/trip/", "--style", "wave.png", "-o", "folder/", "--photo").err
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--photo", "--color-only"), "--photo and --color-only"),
+        (("--photo", "--preserve-color", "luma"), "--photo and --preserve-color luma"),
+        (("--color-only", "--preserve-color", "luma"), "--color-only and --preserve-color luma"),
+        (("--photo", "--runtime", "onnx"), "--photo: --runtime onnx"),
+    ],
+)
+def test_modes_that_exclude_each_other_are_named(here, run, flags, names):
+    ran = run("photos/a.png", "--style", "wave.png", "-o", "out.png", *flags)
+    assert ran.code == 2
+    assert names in ran.err
+
+
+def test_a_blend_for_a_method_is_drawn(here, run):
+    styles = ("--style", "wave.png", "--style", "ink.png", "--dtype", "float32")
+    for method in ("ot", "wct", "cholesky"):
+        chosen = ("--method", method, "-o", f"{method}.png")
+        assert run("photos/a.png", *styles, "--style-weights", "0,1", *chosen).code == 0
+        run("photos/a.png", *styles[2:], "--method", method, "-o", "alone.png", "--overwrite")
+        assert _distance(_pixels(f"{method}.png"), _pixels("alone.png")).max() <= 1
+
+
 def test_transparency_comes_through(here, run):
     photo = Image.open("photos/a.png").convert("RGBA")
     alpha = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))

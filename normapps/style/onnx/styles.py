@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..style_file import read_style_file
+from .color import Colors, barycenter
 from .moments import Level, Levels, mix
 
 
@@ -22,11 +23,13 @@ class OnnxStyle:
         name: for file names and tables.
         model: fingerprint of the weights that measured it.
         levels: moments of both adaptive levels.
+        colors: of the painting.
     """
 
     name: str
     model: str
     levels: Levels
+    colors: Colors
 
     def digest(self) -> str:
         """Return the SHA-256 of the model and the moments, 64 hexadecimal digits."""
@@ -43,11 +46,11 @@ def load_style(path: str | os.PathLike[str]) -> OnnxStyle:
     Raises:
         InputError: missing, damaged, or not a style file.
     """
-    name, model, levels, _ = read_style_file(path)
-    if len(levels) != 2 or not all(_fits(*parts[:3]) for parts in levels):
+    name, model, levels, colors = read_style_file(path)
+    if len(levels) != 2 or not all(_fits(*parts) for parts in (*levels, colors)):
         raise InputError(f"{path}: damaged or not a style file; encode it again")
     fine, coarse = (Level(float(count[0]), mean[0], var[0]) for count, mean, var, _ in levels)
-    return OnnxStyle(name, model, (fine, coarse))
+    return OnnxStyle(name, model, (fine, coarse), _colors(*colors))
 
 
 def blend(styles: Sequence[OnnxStyle], weights: Sequence[float], name: str = "") -> OnnxStyle:
@@ -59,8 +62,19 @@ def blend(styles: Sequence[OnnxStyle], weights: Sequence[float], name: str = "")
     if len({style.model for style in styles}) > 1:
         raise InputError("styles of different models cannot be blended; encode them with one")
     fine, coarse = (mix([style.levels[i] for style in styles], weights) for i in (0, 1))
-    return OnnxStyle(name or "+".join(s.name for s in styles), styles[0].model, (fine, coarse))
+    colors = barycenter([style.colors for style in styles], weights)
+    name = name or "+".join(style.name for style in styles)
+    return OnnxStyle(name, styles[0].model, (fine, coarse), colors)
 
 
-def _fits(count: np.ndarray, mean: np.ndarray, var: np.ndarray) -> bool:
-    return mean.ndim == 2 and var.shape == mean.shape and count.shape == mean.shape[:1]
+def _fits(count: np.ndarray, mean: np.ndarray, var: np.ndarray, triangle: np.ndarray) -> bool:
+    if mean.ndim != 2 or var.shape != mean.shape or count.shape != mean.shape[:1]:
+        return False
+    groups, size = mean.shape
+    return triangle.shape == (groups, size * (size + 1) // 2)
+
+
+def _colors(count: np.ndarray, mean: np.ndarray, var: np.ndarray, triangle: np.ndarray) -> Colors:
+    lower = np.zeros((3, 3))
+    lower[np.tril_indices(3)] = triangle[0]
+    return Colors(mean[0].astype(np.float64), lower + np.tril(lower, -1).T)

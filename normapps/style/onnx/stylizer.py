@@ -21,7 +21,9 @@ from ...engine.ort import inference_session
 from ...errors import InputError
 from ...models.folder import check_hashes, read_manifest
 from ...models.shipped import resolve_model
+from ..stylize_options import AUTO
 from ..tiles import Tile, cell_shares, reflection, tiles
+from .color import Colors, move_colors
 from .color import preserve_color as recolor
 from .moments import Level, Levels, adain, mix, numbers_of
 from .styles import OnnxStyle
@@ -83,7 +85,7 @@ class OnnxStylizer:
         """Measure the style of a painting, brought to the long side `size` first."""
         pixels = fit(image.pixels, size)
         levels = self._measure(pixels, _padded(pixels), {})
-        return OnnxStyle(name or "style", self.fingerprint, levels)
+        return OnnxStyle(name or "style", self.fingerprint, levels, Colors.of(pixels))
 
     def __call__(
         self,
@@ -93,23 +95,37 @@ class OnnxStylizer:
         alpha: float = 1.0,
         size: int | None = None,
         preserve_color: str = "none",
-        method: str = "adain",
+        method: str = AUTO,
+        mode: str = "paint",
     ) -> Picture:
         """Stylize one picture; see `normapps.style.stylizer.Stylizer.__call__`.
 
         Raises:
-            InputError: alpha outside [0, 1], another method than `adain`, a style of other weights,
-                or too little memory.
+            InputError: alpha outside [0, 1], another method than `adain`, a mode other than `paint`
+                and `color`, a style of other weights, or too little memory.
         """
-        if method != "adain":
-            raise InputError(f"method {method}: the ONNX graphs have adain alone")
+        self.method_of(method)
+        if mode not in ("paint", "color"):
+            raise InputError(f"mode {mode}: numpy has paint and color; use torch")
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha}: must be between 0 and 1")
         if style.model != self.fingerprint:
             raise InputError(f"style '{style.name}' was encoded by other weights; encode it again")
         source = content if size is None else _resized(content, size)
+        if mode == "color":
+            return with_pixels(source, move_colors(source.pixels, style.colors, alpha))
         painted = self._render(source.pixels, style.levels, alpha)
         return with_pixels(source, recolor(painted, source.pixels, preserve_color))
+
+    def method_of(self, method: str = AUTO) -> str:
+        """Return `adain`, the one map that the graphs have, for itself and for `auto`.
+
+        Raises:
+            InputError: another one.
+        """
+        if method not in (AUTO, "adain"):
+            raise InputError(f"method {method}: the ONNX graphs have adain alone")
+        return "adain"
 
     def _render(self, pixels: np.ndarray, style: Levels, alpha: float) -> np.ndarray:
         height, width = pixels.shape[:2]
