@@ -1,24 +1,39 @@
-"""`normapps models`: the networks that come with the package."""
+"""`normapps models`: the networks that come with the package, and the user's own by name."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(help="The networks that come with the package.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from normapps.models.download import Progress
+
+app = typer.Typer(help="Shipped networks, and your own by name.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+NewName = Annotated[str, typer.Argument(help="What to call it: small letters, digits, . _ -")]
+Hashes = Annotated[
+    list[str] | None, typer.Option("--sha256", help="What a file must have; one each, in order.")
+]
+Method = Annotated[
+    str, typer.Option(help="Its default of stylize --method (empty: adain of one level, else wct).")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace one of that name.")]
 
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """List the shipped networks."""
+    """List the shipped networks and your own."""
     from normapps.models.shipped import list_shipped
+    from normapps.models.store import list_stored
 
-    models = [_describe(name) for name in list_shipped()]
+    models = [_describe(name) for name in (*list_shipped(), *list_stored())]
     if as_json:
         print(json.dumps(models, indent=2))
     else:
@@ -27,10 +42,10 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_model(
-    name: Annotated[str, typer.Argument(help="A name that `models list` prints.")],
+    name: Annotated[str, typer.Argument(help="A name that `models list` prints, or a folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the card of a shipped network.
+    """Show the card of a network.
 
     What it is, its data, recipe, measured quality and limits.
     """
@@ -43,13 +58,86 @@ def show_model(
         _show_card(_describe(name), text)
 
 
+@app.command("add")
+def add(
+    name: NewName,
+    files: Annotated[
+        list[str],
+        typer.Argument(help="A model folder; or a classic stylizer's weight files, or a folder."),
+    ],
+    sha256: Hashes = None,
+    method: Method = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Keep a model under a name, for every command that takes --model.
+
+    Others' weight files of AdaIN (vgg_normalised.pth, decoder.pth) and of the multi-level WCT
+    (encoders and decoders of relu1_1 to relu5_1) are converted; no code in them is run.
+    """
+    from normapps.models.store import add_model
+
+    print(add_model(name, files, sha256=sha256 or (), method=method, overwrite=overwrite))
+
+
+@app.command("pull")
+def pull(
+    name: NewName,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="https:// or file:// address; one a file. Once pulled: again."),
+    ] = None,
+    sha256: Hashes = None,
+    method: Method = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Download weight files and keep them as a model, as `add` does."""
+    from normapps.models.store import pull_model
+
+    with _downloading() as progress:
+        folder = pull_model(
+            name,
+            source or (),
+            sha256=sha256 or (),
+            method=method,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    print(folder)
+
+
+@app.command("remove")
+def remove(name: Annotated[str, typer.Argument(help="One of your own models.")]) -> None:
+    """Delete one of your own models."""
+    from normapps.models.store import remove_model
+
+    print(remove_model(name))
+
+
+@contextmanager
+def _downloading() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(url: str, done: int, total: int) -> None:
+            if url not in tasks:
+                tasks[url] = bar.add_task(url.rsplit("/", 1)[-1], total=total or None)
+            bar.update(tasks[url], completed=done)
+
+        yield show
+
+
 def _describe(name: str) -> dict[str, Any]:
     from normapps.models.folder import read_manifest
-    from normapps.models.shipped import parameter_count, shipped_folder
+    from normapps.models.shipped import list_shipped, parameter_count, resolve_model
 
-    folder = shipped_folder(name)
+    folder = resolve_model(name)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = {"name": name, "parameters": parameter_count(folder), "bytes": size}
+    facts["shipped"] = name in list_shipped()
     return facts | dataclasses.asdict(read_manifest(folder)) | {"folder": str(folder)}
 
 
@@ -57,13 +145,14 @@ def _show_table(models: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "architecture", "parameters", "size", "sha256")
+    table = Table("name", "architecture", "parameters", "size", "from", "sha256")
     for model in models:
         digest = model["sha256"]["model.safetensors"]
         size = f"{model['bytes'] / 1e6:.1f} MB"
-        table.add_row(
-            model["name"], model["builder"], f"{model['parameters']:,}", size, digest[:12]
-        )
+        origin = "package" if model["shipped"] else "you"
+        parameters = f"{model['parameters']:,}"
+        row = (model["name"], model["builder"], parameters, size, origin, digest[:12])
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -23,6 +23,13 @@ CARD = "README.md"
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts store the weights among other things."""
 
+CLASSIC = {
+    "wct16": "add its authors' files: normapps models add wct16 5SE.pth 5SD.pth … 1SD.pth",
+    "vgg-adain": "add its authors' files: normapps models add vgg-adain vgg_normalised.pth "
+    "decoder.pth; or train a decoder: normapps style train --model vgg-adain",
+}
+"""Names that people look for, whose weights are not shipped, and how to get each."""
+
 
 def list_shipped() -> tuple[str, ...]:
     """Return the names of the networks that come with the package, sorted."""
@@ -41,12 +48,15 @@ def shipped_folder(name: str) -> Path:
 
 
 def card(name: str) -> str:
-    """Return a shipped network's card, Markdown: what it is, its data, recipe and limits.
+    """Return a model's card, Markdown: what it is, its data, recipe and limits.
+
+    Args:
+        name: of a shipped or stored model, or a model folder.
 
     Raises:
-        InputError: there is no such network, or it has no card.
+        InputError: there is no such model, or it has no card.
     """
-    path = shipped_folder(name) / CARD
+    path = resolve_model(name) / CARD
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -70,22 +80,28 @@ def parameter_count(folder: str | os.PathLike[str]) -> int:
 
 
 def resolve_model(name_or_folder: str | os.PathLike[str]) -> Path:
-    """Return the model folder of a shipped network's name, or the folder given.
+    """Return the model folder of a shipped network's name, of the user's own, or the folder given.
 
-    A shipped name goes before a folder of the same name, which `./name` reaches.
+    A name goes before a folder of the same name, which `./name` reaches.
 
     Raises:
-        InputError: it is neither; the nearest name is suggested.
+        InputError: it is none of them; the nearest name is suggested.
     """
     name = os.fspath(name_or_folder)
     if name in list_shipped():
         return shipped_folder(name)
+    from .store import list_stored, stored_folder
+
+    if name in list_stored():
+        return stored_folder(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.name != name:
         raise InputError(f"{name}: no such model folder")
-    raise unknown("model", name, list_shipped())
+    if name in CLASSIC:
+        raise InputError(f"model '{name}' is not here yet; {CLASSIC[name]}")
+    raise unknown("model", name, (*list_shipped(), *list_stored()))
 
 
 def read_weights(path: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Tensor]:
