@@ -118,8 +118,9 @@ class ClipJob(StylizeJob):
             time_base=timeline.time_base(clip),
             aspect=clip.aspect,
         )
+        is_cut = (width, height) != (encoding.width, encoding.height)
         parts = Parts(target, source, self._recipe(task))
-        return _Work(source, target, clip, timeline, encoding, parts, options.overwrite)
+        return _Work(source, target, clip, timeline, encoding, is_cut, parts, options.overwrite)
 
     def _paint_on(self, task: Task, work: _Work) -> None:
         """Paint what the segments that are there do not hold."""
@@ -168,6 +169,7 @@ class _Work:
     clip: Clip
     timeline: Timeline
     encoding: Encoding
+    is_cut: bool
     parts: Parts
     overwrite: bool
 
@@ -190,7 +192,7 @@ class _Work:
     def notes(self, kept: int, is_smooth: bool) -> tuple[str, ...]:
         """What the user should know of the clip and its frames, a phrase each."""
         mark = self.parts.last()
-        notes = [*self.clip.notes]
+        notes = [*self.clip.notes, *["cut to an even size"] * self.is_cut]
         if kept:
             notes.append(f"went on after frame {kept}")
         if mark.damaged:
