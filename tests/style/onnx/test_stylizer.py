@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from normapps.data.images import Picture
 from normapps.errors import InputError, NormappsError
 from normapps.models import adain_tiny
 from normapps.style.onnx import stylizer as module
-from normapps.style.onnx.styles import OnnxStyle, blend, load_style
+from normapps.style.onnx.styles import blend, load_style
 from normapps.style.onnx.stylizer import OnnxStylizer
 from normapps.style.styles import blend as blend_torch
 from normapps.style.stylizer import Stylizer
@@ -93,8 +94,15 @@ def test_style_files_and_blends_are_torchs(
     photo = Picture(photos["astronaut"][:64, :64])
     want = torch_stylizer(photo, blend_torch(measured, (0.25, 0.75)))
     assert _apart(onnx(photo, blend(loaded, (0.25, 0.75))), want) <= 1
+    blends = blend(loaded, (0.25, 0.75)), blend_torch(measured, (0.25, 0.75))
+    found, want = (
+        each(photo, style, mode="color")
+        for each, style in zip((onnx, torch_stylizer), blends, strict=True)
+    )
+    assert _apart(found, want) <= 1
+    assert np.abs(found.pixels.astype(int) - photo.pixels).mean() > 5
     with pytest.raises(InputError, match="different models"):
-        blend([loaded[0], OnnxStyle("x", "other", loaded[0].levels)], (0.5, 0.5))
+        blend([loaded[0], replace(loaded[0], model="other")], (0.5, 0.5))
 
 
 def test_a_damaged_style_is_refused(tmp_path: Path) -> None:
@@ -108,7 +116,9 @@ def test_what_does_not_fit_is_one_line(onnx: OnnxStylizer, coffee: np.ndarray) -
     with pytest.raises(InputError, match="alpha 2: must be between 0 and 1"):
         onnx(Picture(coffee), style, alpha=2)
     with pytest.raises(InputError, match="encoded by other weights"):
-        onnx(Picture(coffee), OnnxStyle("s", "0", style.levels))
+        onnx(Picture(coffee), replace(style, model="0"))
+    with pytest.raises(InputError, match="mode photo: numpy has paint and color"):
+        onnx(Picture(coffee), style, mode="photo")
 
 
 def test_a_folder_without_graphs_says_what_writes_them(tmp_path: Path, folder: Path) -> None:
