@@ -28,6 +28,14 @@ from .tree import Item
 _ROWS = 4
 """Pictures that an actor takes at a time on a CPU; on a GPU 8 times as many."""
 
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters comes as an exception
+    "RAY_worker_niceness": "0",  # the actors are the job, not something beside it
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""Of a Ray that we start ourselves, unless the user's says otherwise."""
+
 
 def require_ray() -> Any:
     """Return the module `ray`.
@@ -118,8 +126,8 @@ def _running(ray: Any, workers: int | None) -> Iterator[None]:
     """The cluster of `RAY_ADDRESS` or of the caller; else one of this machine, for as long."""
     ours = not ray.is_initialized()
     if ours:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # the actors are the job, not aside of it
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         _start(ray, workers)
     _silence(ray)
     try:
