@@ -165,10 +165,13 @@ def test_codecs_fit_their_containers() -> None:
 
 def test_a_failed_segment_leaves_nothing(tmp_path, frames) -> None:
     path = tmp_path / "0.nut"
-    with pytest.raises(KeyboardInterrupt), segment_file(path, _encoding()) as segment:
-        segment.add(frames[0], 0)
-        raise KeyboardInterrupt
+    with pytest.raises(InputError), segment_file(path, _encoding()) as segment:
+        segment.add(frames[0], _refused())
     assert list(tmp_path.iterdir()) == []
+
+
+def _refused() -> int:
+    raise InputError("no")
 
 
 def test_an_encoder_that_is_missing_is_named(tmp_path, monkeypatch) -> None:

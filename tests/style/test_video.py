@@ -167,9 +167,10 @@ def test_an_interrupt_at_the_joining_paints_nothing_again(here, stylizer, monkey
     def _interrupted(*_, **__) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(video, "join", _interrupted)
+    monkeypatch.setattr(video, "join", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
         _job(stylizer)
+    monkeypatch.setattr(video, "join", join)
     assert len(_parts()) == 3
     painted = []
     _job(stylizer, watch=lambda *_: painted.append(_))
