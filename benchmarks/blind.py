@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     draw.add_argument("--hold-out", type=int, default=20, help="as in training")
     draw.add_argument("--size", type=int, default=512, help="long side, stylized")
     draw.add_argument("--side", type=int, default=360, help="long side on the sheet")
-    draw.add_argument("--rows", type=int, default=6, help="comparisons a page")
+    draw.add_argument("--rows", type=int, default=3, help="comparisons a page")
     draw.add_argument("--method", default=OURS, help="which of ours, such as 'normapps ot'")
     draw.add_argument("--model", default="adain-tiny", help="which of our networks")
     count = commands.add_parser("count", help="count votes by the key")

@@ -41,15 +41,13 @@ def capture_(
         compile: compile them first, which takes a minute a size (`torch.compile`).
 
     Warns:
-        UserWarning: the device is no CUDA device and `compile` was asked for. Later, once a
+        UserWarning: `compile` was asked for without a CUDA device or a method. Later, once a
             method: what cannot be compiled or recorded runs as it is.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or not names:
         if compile:
-            warnings.warn(
-                f"--compile: is for a CUDA device, not {device.type}; goes on uncompiled",
-                stacklevel=2,
-            )
+            where = f"a CUDA device, not {device.type}" if names else "adain-tiny"
+            warnings.warn(f"--compile: is for {where}; goes on uncompiled", stacklevel=2)
         return
     record = CudaRecorder(device)
     for name in names:

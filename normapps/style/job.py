@@ -243,7 +243,11 @@ def load_painter(options: StylizeOptions) -> Painter:
     from .stylizer import Stylizer
 
     return Stylizer.load(
-        options.model, device=options.device, dtype=options.dtype, tile=options.tile_side
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        tile=options.tile_side,
+        compile=options.compile,
     )
 
 

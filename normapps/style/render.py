@@ -169,7 +169,8 @@ def _wanted(own: Sequence[TwoLevels], job: _Job, device: torch.device) -> list[T
     """The moments to give to each region; what no mask covers keeps its own."""
     wanted = []
     for part, style in zip(own, job.styles, strict=False):
-        fine, coarse = (level.to(device) for level in style)
+        # a few kilobytes, staged at once: the host need not wait for the device
+        fine, coarse = (level.to(device, non_blocking=True) for level in style)
         if job.alpha < 1:
             fine = part_way(part[0], fine, job.alpha, job.method)
             coarse = part_way(part[1], coarse, job.alpha, job.method)

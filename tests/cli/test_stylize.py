@@ -231,6 +231,7 @@ def test_modes_have_masks_and_a_recipe_of_their_own(here, run):
         (("--photo", "--preserve-color", "luma"), "--photo and --preserve-color luma"),
         (("--color-only", "--preserve-color", "luma"), "--color-only and --preserve-color luma"),
         (("--photo", "--runtime", "onnx"), "--photo: --runtime onnx"),
+        (("--compile", "--runtime", "onnx"), "--compile: --runtime onnx"),
     ],
 )
 def test_modes_that_exclude_each_other_are_named(here, run, flags, names):
@@ -246,6 +247,14 @@ def test_a_blend_for_a_method_is_drawn(here, run):
         assert run("photos/a.png", *styles, "--style-weights", "0,1", *chosen).code == 0
         run("photos/a.png", *styles[2:], "--method", method, "-o", "alone.png", "--overwrite")
         assert _distance(_pixels(f"{method}.png"), _pixels("alone.png")).max() <= 1
+
+
+def test_compile_without_a_gpu_says_so_and_paints_the_same(here, run):
+    style = ("--style", "wave.png")
+    assert run("photos/a.png", *style, "-o", "plain.png").code == 0
+    with pytest.warns(UserWarning, match="--compile: is for a CUDA device, not cpu"):
+        assert run("photos/a.png", *style, "-o", "compiled.png", "--compile").code == 0
+    assert np.array_equal(_pixels("plain.png"), _pixels("compiled.png"))
 
 
 def test_transparency_comes_through(here, run):

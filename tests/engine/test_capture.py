@@ -236,6 +236,8 @@ def test_on_a_cpu_a_network_stays_as_it_is() -> None:
     assert "encode" not in vars(network)
     with pytest.warns(UserWarning, match="--compile: is for a CUDA device, not cpu"):
         capture_(network, ("encode",), torch.device("cpu"), compile=True)
+    with pytest.warns(UserWarning, match="--compile: is for adain-tiny; goes on uncompiled"):
+        capture_(network, (), torch.device("cuda"), compile=True)
     assert "encode" not in vars(network)
 
 

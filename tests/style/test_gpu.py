@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,39 @@ def test_lower_precision_cannot_be_seen(photos: dict[str, np.ndarray], dtype: st
     difference = (paint(photos["rocket"], photos["coffee"], dtype=dtype).float() - want).abs()
     assert difference.mean() < {"float32": 0.001, "float16": 0.002, "bfloat16": 0.01}[dtype]
     assert difference.max() < {"float32": 0.02, "float16": 0.04, "bfloat16": 0.2}[dtype]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_replayed_picture_is_that_of_the_first_call(
+    photos: dict[str, np.ndarray], compile: bool
+) -> None:
+    stylizer = Stylizer.load("adain-tiny", device=DEVICE, dtype="float32", compile=compile)
+    style = stylizer.style(tensor(photos["coffee"]))
+    shown = [tensor(photos[name][:200, :304]).to(DEVICE) for name in ("china", "rocket")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        got = [[stylizer(x, style) for x in shown] for _ in range(3)]
+    first, *later = got
+    assert (first[0] - first[1]).abs().max() > 0.1
+    for again in later:
+        for one, other in zip(first, again, strict=True):
+            assert (one - other).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["adain", "cholesky"])
+def test_a_picture_on_the_device_is_painted_without_waiting(
+    photos: dict[str, np.ndarray], method: str
+) -> None:
+    stylizer = Stylizer.load("adain-tiny", device=DEVICE)
+    style = stylizer.style(tensor(photos["coffee"]))
+    photo = tensor(photos["china"][:200, :304]).to(DEVICE)
+    for _ in range(3):
+        stylizer(photo, style, method=method)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stylizer(photo, style, method=method)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_style_measured_on_the_gpu_serves_the_cpu(photos: dict[str, np.ndarray]) -> None:
