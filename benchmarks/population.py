@@ -8,6 +8,11 @@ more than use their running statistics:
 - `train mode`: the batch norms are in train mode, as most AdaBN code has it; the numbers are a
   moving average of batch variances.
 
+The bare pass and the plain ways run on the tensors as they are given. `measure` is given the same
+tensors; where they are contiguous and the model convolves it makes channels_last ones of them
+itself, on a CPU, in the time that is measured. So it may take less than the bare pass on contiguous
+tensors; what measuring as such costs is what the channels_last cells say.
+
 Tried and dropped: in `fixed` mode, feeding a batch in pieces whose activations fit the cache. With
 the pass that finds out whether pieces may be fed apart it was slower on resnet18 in both layouts
 and no clear gain on mobilenetv2.
@@ -45,7 +50,9 @@ def main() -> None:
         f"Time over a bare forward pass (inference mode, no gradient) on the same {options.batches}"
         f" batches of {options.batch_size} x 3 x {options.size}², float32; median of"
         f" {options.repeats} rounds in which the ways take turns. The bar for `one-pass` and"
-        f" `fixed` is {BAR:.0%}."
+        f" `fixed` is {BAR:.0%}. All are given tensors of the named layout; `measure` makes"
+        " contiguous ones channels_last itself, within its time, which is why it may take less"
+        " than the bare pass: the channels_last rows say what measuring as such costs."
     )
     header = ["model", "layout", "threads", "bare pass", *names]
     body = "\n\n".join([title, table(header, rows), conditions(("normapps", "torch", "timm"))])

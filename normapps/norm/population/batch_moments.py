@@ -16,9 +16,9 @@ from ..partition import BATCH
 from ..precision import without_autocast
 
 _BLOCK_BYTES = 8 << 20
-"""Of the blocks of a tensor, each read twice: what a shared cache surely holds."""
+"""Of the blocks of a contiguous tensor, each read twice: what a shared cache surely holds."""
 
-_WIDTH = 256
+_WIDTH = 128
 """Values up to which neighbouring rows are measured as one: that kernel is slow on short rows."""
 
 _ROWS = 32768
@@ -42,27 +42,29 @@ def batch_moments(x: Tensor) -> Moments:
     Raises:
         InputError: x is not floating, has no channel axis or an empty one.
     """
-    _, channels, samples = BATCH.shape(x.shape)
+    if x.dim() < 2 or not x.is_floating_point() or x.numel() == 0:
+        return Moments.of(x, BATCH)  # which says what is wrong
     with without_autocast(x):
-        found = _measure(x, x.movedim(1, -1))
+        found = _measure(x)
     if found is None:
         return Moments.of(x, BATCH)
+    channels = x.shape[1]
     mean, var = (part.to(torch.promote_types(x.dtype, torch.float32)) for part in found)
-    count = mean.new_full((1,), samples)
+    count = mean.new_full((1,), x.numel() // channels)
     return Moments(count, mean.view(1, channels), var.view(1, channels), None, BATCH)
 
 
-def _measure(x: Tensor, last: Tensor) -> tuple[Tensor, Tensor] | None:
+def _measure(x: Tensor) -> tuple[Tensor, Tensor] | None:
     """Mean and variance (C,) by the way that suits the memory format; None: there is none."""
-    known = x.is_floating_point() and x.device.type in ("cpu", "cuda")
     kernel = hasattr(torch, "batch_norm_update_stats")
-    if known and kernel and x.device.type == "cuda":
+    if kernel and x.device.type == "cuda":
         return _kernel(x)
-    if known and kernel and last.is_contiguous():
-        return _by_rows(last.view(-1, x.shape[1]))
-    if known and x.is_contiguous():
-        return _by_blocks(x.flatten(2))
-    return None
+    if x.device.type != "cpu":
+        return None
+    last = x.movedim(1, -1)
+    if kernel and last.is_contiguous():
+        return _by_rows(x, last.view(-1, x.shape[1]))
+    return _by_blocks(x.flatten(2)) if x.is_contiguous() else None
 
 
 def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,26 +73,36 @@ def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _by_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure (M, C) rows, as channels_last holds them, in equal blocks."""
-    channels = rows.shape[1]
-    merged = rows.view(-1, channels * _neighbours(*rows.shape))
-    count = max(-(-len(merged) // _ROWS), -(-4 * rows.numel() // _BLOCK_BYTES))
-    blocks = [merged] if count == 1 else merged.tensor_split(count)[::-1]  # as `_by_blocks`
-    found = [_kernel_of_rows(block) for block in blocks]
-    mean, var = _pool(found, [len(block) for block in blocks], channels)
-    doubtful = mean.square() > _SAFE_RATIO * var
-    if doubtful.any():
-        chosen = doubtful.nonzero().flatten()
+def _by_rows(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Measure x with its channels last in memory, which as (M, C) are its rows.
+
+    Most layers take the kernel and one look at what it gave: with the cache full of activations
+    each further step in Python costs as much as reading a megabyte.
+    """
+    neighbours = _neighbours(*rows.shape)
+    if neighbours == 1 and len(rows) <= _ROWS and x.dim() == 4 and not x.is_contiguous():
+        mean, var = _kernel(_wide(x))
+    else:
+        mean, var = _by_blocks_of_rows(rows, neighbours)
+    if torch.addcmul(_SAFE_RATIO * var, mean, mean, value=-1).amin() < 0:
+        chosen = (mean.square() > _SAFE_RATIO * var).nonzero().flatten()
         exact = _exact(_wide(rows[:, chosen]))
         mean[chosen], var[chosen] = (each.to(mean.dtype) for each in exact)
     return mean, var
 
 
+def _by_blocks_of_rows(rows: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    channels = rows.shape[1]
+    merged = rows.view(-1, channels * neighbours)
+    blocks = merged.tensor_split(-(-len(merged) // _ROWS))[::-1]  # as in `_by_blocks`
+    found = [_kernel_of_rows(block) for block in blocks]
+    return _pool(found, [len(block) for block in blocks], channels)
+
+
 def _neighbours(samples: int, channels: int) -> int:
     """How many rows to take as one, a power of two: few that are wide pay for pooling them."""
     found = 1
-    while samples % (2 * found) == 0 and 2 * found * channels <= _WIDTH and samples > 2048 * found:
+    while samples % (2 * found) == 0 and 2 * found * channels <= _WIDTH and samples > 4096 * found:
         found *= 2
     return found
 

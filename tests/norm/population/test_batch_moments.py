@@ -71,7 +71,7 @@ def test_neighbours_measured_as_one_are_pooled(
     """In columns of unlike levels: neighbours are not alike."""
     x = torch.randn(4, channels, side, side) * torch.rand(channels, 1, 1)
     x = x + torch.arange(side) % 8
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * x.numel() // blocks)
+    monkeypatch.setattr(module, "_ROWS", -(-4 * side**2 // blocks))
     _check(_tokens(x), 1e-5)
 
 
