@@ -73,7 +73,7 @@ def _photos() -> list[np.ndarray]:
 def _clip(
     photo: np.ndarray, other: np.ndarray, camera: str, frames: int
 ) -> tuple[Tensor, list[Box], Tensor]:
-    """Frames (N, 3, H, W) in [0, 1], what each shows, and (N, 1, H, W) where the motion is known."""
+    """Frames (N, 3, H, W) in [0, 1], what each shows, and (N, 1, H, W) where that is known."""
     high, wide = photo.shape[:2]
     most = min(wide, high * WIDTH / HEIGHT)
     boxes = []
