@@ -38,6 +38,7 @@ from normapps.gan.trainer import GanTrainer
 from normapps.gan.watch import Watch
 
 ART_STEPS, CIFAR_STEPS = 20_000, 50_000
+ART_WIDTH = 512
 SPEED_WIDTH = 64
 
 
@@ -56,7 +57,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="fashion-mnist", help="of study and publish")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--runs", type=Path, default=Path("runs/gan"))
-    parser.add_argument("--width", type=int, help=f"of study, and of speed ({SPEED_WIDTH})")
+    parser.add_argument(
+        "--width", type=int, help=f"of the networks, else the recipe's; of speed {SPEED_WIDTH}"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="of study")
     parser.add_argument("--steps", type=int, help="of every training, else the recipe's")
     parser.add_argument("--fakes", type=int, help=f"drawn for a score; study's own, else {FAKES}")
@@ -77,6 +80,7 @@ def cifar(options: argparse.Namespace) -> None:
     """SNGAN for 32 pixels as published, on CIFAR-10's JPEG copy."""
     chosen = TrainOptions(
         data=str(_cifar(options)), config="sngan-32", steps=options.steps or CIFAR_STEPS,
+        width=options.width, d_width=options.width,
         batch_size=options.batch_size, device=options.device, precision=options.precision,
         save_every=1000, sample_every=2500,
     )  # fmt: skip
@@ -88,7 +92,8 @@ def art(options: argparse.Namespace) -> None:
     """64 pixels on two thousand paintings, for which the real ones are augmented, too."""
     chosen = TrainOptions(
         data=str(options.shared / "data" / "pacs_art_painting.tar"), config="sngan-64",
-        steps=options.steps or ART_STEPS, width=512, d_width=512, n_dis=2, flip=True,
+        steps=options.steps or ART_STEPS, width=options.width or ART_WIDTH,
+        d_width=options.width or ART_WIDTH, n_dis=2, flip=True,
         augment="color,translation,cutout", batch_size=options.batch_size, device=options.device,
         precision=options.precision, save_every=1000, sample_every=2500,
     )  # fmt: skip
