@@ -100,13 +100,17 @@ def test_draws_depend_on_seed_and_path_alone(run: Run) -> None:
     one, two, three = (_manifest(out) for out in ("one", "two", "three"))
     draws = [{k: (v["style"], v["alpha"]) for k, v in each.items()} for each in (one, two, three)]
     assert draws[0] == {name: draws[2][name] for name in draws[0]}
-    assert draws[0] != draws[1]
+    for part in (0, 1):  # style and strength
+        drawn = [[each[name][part] for name in PICTURES] for each in draws[:2]]
+        assert drawn[0] != drawn[1]
     alphas = [alpha for _, alpha in draws[2].values()]
     assert len(set(alphas)) == 6
     assert all(0.2 <= alpha <= 0.8 for alpha in alphas)
 
 
 def test_several_styles_make_complete_trees(run: Run, tree: Tree) -> None:
+    run("drawn", num_styles=3, alpha="0,1", size=16)
+    assert len({entry["alpha"] for entry in _manifest("drawn").values()}) == 15
     run(num_styles=3)
     names = sorted(PICTURES + OTHERS)
     assert sorted(tree("out")) == [f"{number}/{name}" for number in (1, 2, 3) for name in names]
