@@ -146,6 +146,7 @@ def _settled(part: Moments, whole: Moments) -> Moments:
     return replace(part, count=1 - share).merge(replace(whole, count=share))
 
 
+@torch.inference_mode()  # in which `drawn` may have been made
 def keep_uncovered(drawn: Tensor, photo: Tensor, masks: Sequence[Tensor], rows: int = 64) -> None:
     """Give what no mask covers back to the photo, in place, a band of rows at a time.
 

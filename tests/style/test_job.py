@@ -17,12 +17,15 @@ from normapps.data.images import with_pixels
 from normapps.errors import InputError, UsageError
 from normapps.models.adain_tiny import AdainTiny
 from normapps.models.folder import save_model
+from normapps.norm import Moments
 from normapps.style import job as job_module
 from normapps.style import looks as looks_module
 from normapps.style.job import stylize_files
 from normapps.style.options import StylizeOptions
 from normapps.style.styles import Style, blend
 from normapps.style.stylizer import Stylizer
+
+COLORS = Moments(torch.ones(1), torch.zeros(1, 3), torch.ones(1, 3), torch.eye(3)[None])
 
 
 class Inverter:
@@ -35,9 +38,12 @@ class Inverter:
 
     def style(self, picture, *, size, name):
         self.measured.append((name, size))
-        return Style(name, self.fingerprint, ())
+        return Style(name, self.fingerprint, (), COLORS)
 
-    def __call__(self, picture, style, *, alpha, size, preserve_color):
+    def method_of(self, method):
+        return "adain"
+
+    def __call__(self, picture, style, **chosen):
         self.painted.append((picture.size, style.name))
         self.hook(picture)
         return with_pixels(picture, 255 - picture.pixels)

@@ -103,8 +103,9 @@ def test_regions_have_moments_of_their_own(
         shares = [F.avg_pool2d(maps, stride) for stride in (4, 8)]
         levels = [_own(*each) for each in zip(features, shares, strict=True)]
         own = list(zip(*levels, strict=True))
+        wanted = [(style[0], style[1]) for style in (*styles, own[2])]
         fine, coarse = (share.float() for share in shares)
-        want = network.decode_regions(features, [*styles, own[2]], own, (fine, coarse))
+        want = network.decode_regions(features, wanted, own, (fine, coarse))
     got = renderer.render(image.float() / 255, _regions(styles, image))
     assert (got - want.clamp(0, 1)).abs().max() < 1e-4
 
@@ -188,7 +189,7 @@ class _Largest(TorchDispatchMode):
     """The most elements that a floating tensor had that was made under it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from normapps import Stylizer
-from normapps.data.images import Picture
+from normapps.data.images import Picture, fit
 from normapps.errors import InputError
 from normapps.models.adain_tiny import AdainTiny, moments
 from normapps.models.folder import save_model
 from normapps.norm import INSTANCE, Moments
 from normapps.style import render
+from normapps.style.masks import Mask
 from normapps.style.styles import load_style
 from normapps.style.stylizer import resolve_style
 
@@ -179,6 +180,47 @@ def test_colours_can_be_kept(stylizer: Stylizer, photo: Tensor, painting: Image.
     own, want = (Moments.of(x[None].clamp(0.02, 0.98), INSTANCE) for x in (kept, photo))
     assert (own.mean - want.mean).abs().max() < 0.05
     assert torch.equal(stylizer(photo, style, preserve_color="none"), stylizer(photo, style))
+
+
+def test_masks_give_styles_their_places(
+    stylizer: Stylizer, photo: Tensor, painting: Image.Image
+) -> None:
+    """A masked style is drawn there, the rest gets the other, what nothing covers is kept."""
+    first, second = (stylizer.style(painting.rotate(angle), size=96) for angle in (0, 90))
+    left = np.zeros((149, 203), np.uint8)
+    left[:, :100] = 255
+    mask, pixels = Mask(left), (photo * 255).round().byte().permute(1, 2, 0).numpy()
+    kept = stylizer(Picture(pixels), [(first, mask)]).pixels
+    assert np.array_equal(kept[:, 100:], pixels[:, 100:])
+    assert np.abs(kept[:, :100].astype(int) - pixels[:, :100]).mean() > 1
+    both = stylizer(Picture(pixels), [(first, mask), (second, None)]).pixels
+    assert np.abs(both[:, 100:].astype(int) - pixels[:, 100:]).mean() > 1
+    assert np.abs(both[:, :90].astype(int) - kept[:, :90]).mean() < 5
+    assert torch.equal(stylizer(photo, [(first, None)]), stylizer(photo, first))
+    small = stylizer(Picture(pixels), [(first, mask)], size=102, preserve_color="transport")
+    assert np.array_equal(small.pixels[:, 55:], fit(pixels, 102)[:, 55:])
+
+
+def test_masks_that_do_not_fit_are_named(stylizer: Stylizer, photo: Tensor) -> None:
+    style, mask = stylizer.style(photo), Mask(np.ones((4, 4), np.uint8), name="m.png")
+    with pytest.raises(InputError, match=r"m\.png: is 4×4, the picture 203×149"):
+        stylizer(photo, [(style, mask)])
+    with pytest.raises(InputError, match="no style given"):
+        stylizer(photo, [])
+    with pytest.raises(InputError, match="encoded by other weights"):
+        stylizer(photo, [(style, None), (replace(style, model="other"), mask)])
+
+
+def test_tiles_of_a_side_change_nothing(photo: Tensor, painting: Image.Image) -> None:
+    torch.manual_seed(0)
+    network = AdainTiny(width=8, deep=8, hidden=4)
+    whole, tiled = (Stylizer(network, "weights", tile=side) for side in (None, 70))
+    style = whole.style(painting, size=96)
+    assert torch.allclose(whole(photo, style), tiled(photo, style), atol=1e-4)
+    widths: list[int] = []
+    network.stem.register_forward_hook(lambda _, given, out: widths.append(4 * given[0].shape[3]))
+    tiled(photo, style)
+    assert widths[0] == 72 + 96  # rounded up to the stride, and the margin of one side
 
 
 def test_bad_arguments_name_themselves(stylizer: Stylizer, painting: Image.Image) -> None:
