@@ -70,9 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--contents", required=True, help="folder of pictures")
     parser.add_argument("--styles", required=True, help="folder of paintings")
     parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument(
-        "--plain", type=int, default=6, help="pictures of the VGG loop, the slow one"
-    )
+    parser.add_argument("--plain", type=int, default=8, help="pictures of the plain loops")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="adain-tiny")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
@@ -96,7 +94,7 @@ def _cases(material: Material, options: argparse.Namespace) -> dict[str, Callabl
     stylizer = Stylizer.load(options.model, device="cpu")
     return {
         PLAIN: lambda: _plain_loop(material, _vgg(), options.plain),
-        PLAIN_OURS: lambda: _plain_loop(material, _ours(stylizer), options.pictures),
+        PLAIN_OURS: lambda: _plain_loop(material, _ours(stylizer), options.plain),
         COLD: lambda: _job(material, stylizer, cold=True),
         WARM: lambda: _job(material, stylizer, cold=False),
     }

@@ -66,6 +66,15 @@ def test_other_options_are_refused_by_name(tmp_path: Path) -> None:
     record.close()
 
 
+def test_a_shard_of_other_options_is_not_finished(tmp_path: Path) -> None:
+    _made(tmp_path, "a.jpg", part=(1, 2)).close()
+    _made(tmp_path, "b.jpg", part=(2, 2)).close()
+    Record(tmp_path, RECIPE | {"alpha": "0.5"}, (1, 2), overwrite=True).close()
+    record = Record(tmp_path, RECIPE | {"alpha": "0.5"}, (2, 2))
+    assert not record.is_finished("b.jpg")
+    record.close()
+
+
 def test_overwriting_alone_forgets_the_shards(tmp_path: Path) -> None:
     _made(tmp_path, "a.jpg", part=(1, 2)).close()
     Record(tmp_path, RECIPE, overwrite=True).close()
