@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-MAX_SECONDS = 1800.0
+MAX_SECONDS = 3600.0
 SIZES = ("1200x800", "2400x1600", "4800x3200", "7200x4800", "12000x8000")
 
 _HEADER = (
