@@ -25,24 +25,33 @@ _BAND = 1 << 19
 def preserve_color(output: Tensor, content: Tensor, mode: str) -> Tensor:
     """Give a stylized image colours of its content.
 
+    Bands of rows are computed on, so that memory does not grow with the picture but for the result.
+
     Args:
-        output, content: (N, 3, H, W) sRGB in [0, 1].
+        output, content: (N, 3, H, W) sRGB, uint8 or float in [0, 1].
         mode: `none`; `luma` keeps the content's chroma (BT.601) under the output's brightness;
             `transport` moves the output's colour mean and covariance to the content's by the
             optimal map, so that new tones stay possible. (Gatys et al. 2016 recolour the style
             image before stylizing; recolouring the result serves stored styles and blends too.)
 
     Returns:
-        (N, 3, H, W) in [0, 1].
+        (N, 3, H, W) of the dtype of `output`, float in [0, 1].
     """
     if mode == "none":
         return output
-    if mode == "luma":
-        return _with_chroma(output, content).clamp(0, 1)
-    if mode == "transport":
-        own, wanted = (Moments.of(x, INSTANCE, full=True) for x in (output, content))
-        return transport(output, own, wanted, "ot", 1e-4).clamp(0, 1)
-    raise InputError(f"preserve_color '{mode}': choose one of {', '.join(MODES)}")
+    if mode not in MODES:
+        raise InputError(f"preserve_color '{mode}': choose one of {', '.join(MODES)}")
+    moved = mode == "transport"
+    own, wanted = (measure_colors(x) if moved else None for x in (output, content))
+    out = torch.empty_like(output)
+    for band in bands(output):
+        drawn, photo = (rows_of(x, band, output) for x in (output, content))
+        if own is None or wanted is None:
+            colored = _with_chroma(drawn, photo)
+        else:
+            colored = transport(drawn, own, wanted, "ot", 1e-4)
+        out[..., band, :] = as_dtype(colored.clamp(0, 1), output.dtype)
+    return out
 
 
 def measure_colors(image: Tensor, mask: Tensor | None = None) -> Moments:

@@ -179,9 +179,7 @@ class Stylizer:
         colors = [each.colors for each, _ in parts]
         chosen: dict[str, Any] = {"alpha": alpha, "method": method, "steady": steady}
         out = self._make(image, regions, colors, mode, **chosen)
-        if preserve_color != "none":
-            before, after = as_dtype(image, torch.float32), as_dtype(out, torch.float32)
-            out = as_dtype(recolor(after, before, preserve_color), image.dtype)
+        out = recolor(out, image, preserve_color)
         keep_uncovered(out, image, [r.mask for r in regions if r.mask is not None])
         result: Content = _like(content, source, out)
         return result
