@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections import UserDict
 from importlib import import_module
 from typing import Annotated, Any
@@ -84,12 +85,15 @@ def main() -> None:
     where), 2 wrong usage, 130 interrupted.
     """
     keep_freed_memory()
+    python_format = warnings.formatwarning
+    warnings.formatwarning = _warning_line
     try:
         app()
     except NormappsError as error:
         _report(error)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     finally:
+        warnings.formatwarning = python_format
         _flush()
 
 
@@ -114,6 +118,11 @@ def _report(error: NormappsError) -> None:
     if os.environ.get("NORMAPPS_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     print("error:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def _warning_line(message: Warning | str, *_place: Any, **_more: Any) -> str:
+    """What is warned of as a user needs it: not where in the code."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _flush() -> None:

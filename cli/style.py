@@ -32,7 +32,7 @@ def encode(
     *,
     options: EncodeOptions,
 ) -> None:
-    """Keep the style of a painting as a file of a few kilobytes."""
+    """Keep the style of a painting as a small file, which --style takes."""
     if Path(out).suffix != SUFFIX:
         raise UsageError(f"-o {out}: the name of a style file must end in {SUFFIX}")
     from normapps.data.images import read_image

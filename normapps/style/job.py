@@ -226,6 +226,8 @@ class StylizeJob:
             chosen["runtime"] = self._options.runtime
         if self._options.mode != MODES[0]:  # nor this
             chosen["mode"] = self._options.mode
+        # what auto stands for is the model folder's to say, and no part of its weights
+        chosen["method"] = self._stylizer.method_of(self._options.method)
         parts = self._looks[task.style].parts
         return chosen | {"model_sha256": self._stylizer.fingerprint, "styles": parts}
 

@@ -108,7 +108,7 @@ def _check_decoder(options: TrainOptions) -> None:
 class EncodeOptions:
     """Encoding a painting as a style file."""
 
-    model: str = option("adain-tiny", "shipped network, or a model folder")
+    model: str = option("adain-tiny", "name that normapps models list prints, or a model folder")
     size: int = option(512, "long side the painting is brought to, pixels", low=16)
     name: str = option("", "name of the style; the output's stem by default")
     device: str = device_option()
@@ -125,7 +125,7 @@ class EvaluateOptions:
 
     contents: tuple[str, ...] = option((), "folder, tar or ZIP of photographs; repeatable")
     styles: tuple[str, ...] = option((), "folder, tar or ZIP of paintings; repeatable")
-    model: str = option("adain-tiny", "shipped network, or a model folder")
+    model: str = option("adain-tiny", "name that normapps models list prints, or a model folder")
     hold_out: int = option(
         20, "judge every n-th picture, which training left out (0: all pictures)", low=0
     )
@@ -154,11 +154,16 @@ class SheetOptions:
     """A contact sheet: every photo in every style."""
 
     style: tuple[str, ...] = option((), "picture, .style file or preset:NAME (default: presets)")
-    model: str = option("adain-tiny", "shipped network, or a model folder")
+    model: str = option("adain-tiny", "name that normapps models list prints, or a model folder")
     style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
     max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
     tile: int = option(256, "long side of each picture on the sheet, pixels", low=32)
     columns: int = option(0, "pictures a row (0: chosen by their number)", low=0)
+    method: str = option(
+        AUTO,
+        "how features get the style's moments; auto as the model has it",
+        choices=(AUTO, *METHODS),
+    )
     alpha: float = option(1.0, "strength of the style", low=0, high=1)
     device: str = device_option()
     overwrite: bool = option(False, "replace an existing file")

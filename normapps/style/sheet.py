@@ -14,7 +14,7 @@ from ..data.images import Picture, fit, read_image, writable_format, write_image
 from ..data.inputs import find_inputs
 from ..errors import InputError
 from ..files import check_writable
-from .options import PRESET, SheetOptions
+from .options import AUTO, PRESET, SheetOptions
 from .styles import Style, list_presets
 from .stylizer import Stylizer, resolve_style
 
@@ -29,6 +29,7 @@ def contact_sheet(
     tile: int = 256,
     columns: int = 0,
     alpha: float = 1.0,
+    method: str = AUTO,
 ) -> Picture:
     """Draw every content, and every content in every style, each under its name.
 
@@ -40,6 +41,7 @@ def contact_sheet(
         columns: pictures a row; 0 gives each content a row of its own, or, for a single content,
             about a square.
         alpha: strength of the styles.
+        method: how features get the styles' moments; `auto` as the network has it.
 
     Raises:
         InputError: nothing to draw.
@@ -51,7 +53,8 @@ def contact_sheet(
         drawn = dataclasses.replace(content, pixels=fit(content.pixels, 2 * tile), alpha=None)
         cells.append(("original", fit(drawn.pixels, tile)))
         for style in styles:
-            cells.append((style.name, fit(stylizer(drawn, style, alpha=alpha).pixels, tile)))
+            painted = stylizer(drawn, style, alpha=alpha, method=method)
+            cells.append((style.name, fit(painted.pixels, tile)))
     return Picture(_page(cells, columns or _columns(len(contents), len(styles) + 1)))
 
 
@@ -84,9 +87,8 @@ def sheet_of_files(contents: Sequence[str], out: str, options: SheetOptions) -> 
             failed.append(str(error))
     if not photos:
         raise InputError("; ".join(failed))
-    page = contact_sheet(
-        stylizer, photos, styles, tile=options.tile, columns=options.columns, alpha=options.alpha
-    )
+    chosen = {name: getattr(options, name) for name in ("tile", "columns", "alpha", "method")}
+    page = contact_sheet(stylizer, photos, styles, **chosen)
     write_image(page, out, overwrite=options.overwrite)
     return failed
 

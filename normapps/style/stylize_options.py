@@ -49,7 +49,7 @@ class StylizeOptions:
     output: str = option(
         "", "file for one result, folder for several, - for standard output", short="-o"
     )
-    model: str = option("adain-tiny", "shipped model, or a folder that style train wrote")
+    model: str = option("adain-tiny", "name that normapps models list prints, or a model folder")
     method: str = option(
         AUTO,
         "what of the features is moved: means and variances (adain), or covariances too; "
@@ -77,8 +77,8 @@ class StylizeOptions:
     )
     tile: str = option(
         "auto",
-        "side in pixels, 64 or more, of the tiles a picture is cut into: less memory, same result; "
-        "auto cuts large pictures",
+        "auto (large pictures only), or the side, 64 pixels or more, of the tiles a picture is cut "
+        "into: less memory, same result",
         pattern=r"auto|6[4-9]|[7-9][0-9]|[1-9][0-9]{2,8}",
     )
     device: str = device_option()
@@ -203,6 +203,10 @@ def _check_mode(options: StylizeOptions) -> None:
         raise InputError(
             f"{flag} and --preserve-color {options.preserve_color}: the colours are the "
             "painting's or the photo's; drop one"
+        )
+    if options.color_only and options.method != AUTO:
+        raise InputError(
+            f"--color-only and --method {options.method}: colours are moved in one way; drop one"
         )
     if options.photo and options.runtime == "onnx":
         raise InputError("--photo: --runtime onnx has no such mode; use --runtime torch")

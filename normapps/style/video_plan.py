@@ -78,7 +78,7 @@ def _check_fitting(options: StylizeOptions) -> None:
         raise UsageError("-o -: a clip cannot go to standard output; name a file")
     if options.runtime == "onnx":
         raise UsageError("--runtime onnx: paints pictures only; clips need --runtime torch")
-    if getattr(options, "mask", ()):
+    if options.mask:
         raise UsageError("--mask: a mask is for one picture; clips take none")
 
 

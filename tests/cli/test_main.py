@@ -12,7 +12,7 @@ from normapps import InputError, NormappsError, UsageError, __version__
 from normapps.cli import main as command_line
 
 LISTED = [
-    *("stylize", "doctor", "style", "norm", "adapt", "slim"),
+    *("stylize", "stylize-dataset", "doctor", "style", "norm", "adapt", "slim"),
     *("gan", "translate", "quantize", "compress", "export", "models"),
 ]
 """The commands, in the order of `--help`."""
@@ -62,6 +62,13 @@ def test_a_message_of_two_lines_becomes_one(
 ) -> None:
     _exit_code(monkeypatch, InputError("a.png: bad\n  header"))
     assert capsys.readouterr().err == "error: a.png: bad header\n"
+
+
+def test_a_warning_is_one_line_without_the_code() -> None:
+    warns = "import warnings; warnings.warn('--compile: is for\\n a CUDA device')"
+    code = f"from normapps.cli import main as m\ndef app(): {warns}\nm.app = app; m.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: --compile: is for a CUDA device\n"
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])

@@ -106,6 +106,37 @@ def test_a_mask_drawn_anew_is_another(recorder: Recorder) -> None:
     assert [result.status for result in _paint(recorder)] == ["failed"]
 
 
+def test_the_recipe_says_which_method_auto_was(recorder: Recorder) -> None:
+    _paint(recorder)
+    line = Path("out/manifest.jsonl").read_text().splitlines()[-1]
+    assert json.loads(line)["recipe"]["method"] == "adain"
+    assert [result.status for result in _paint(recorder, method="adain")] == ["kept"]
+    recorder.method_of = lambda method: "wct"  # type: ignore[method-assign]
+    assert [result.status for result in _paint(recorder)] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "wct"},
+        {"photo": True},
+        {"color_only": True},
+        {"preserve_color": "luma"},
+        {"alpha": 0.5},
+        {"size": 12},
+        {"style_size": 256},
+        {"dtype": "bfloat16"},
+        {"quality": 50},
+        {"seed": 1},
+    ],
+)
+def test_a_result_of_other_options_is_not_kept(recorder: Recorder, values: dict[str, Any]) -> None:
+    recorder.method_of = lambda method: method  # type: ignore[method-assign]
+    _paint(recorder, mask=(), style=("ink.png",))
+    assert [r.status for r in _paint(recorder, mask=(), style=("ink.png",))] == ["kept"]
+    assert [r.status for r in _paint(recorder, mask=(), style=("ink.png",), **values)] == ["failed"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -115,8 +146,9 @@ def test_a_mask_drawn_anew_is_another(recorder: Recorder) -> None:
         ({"mask": (), "mask_feather": 3.0}, "--mask-feather: there is no --mask"),
         ({"mask_feather": -1.0}, "--mask-feather -1.0: must be between 0 and 10000"),
         ({"runtime": "onnx"}, "--mask left.png: --runtime onnx has none; use --runtime torch"),
-        ({"tile": "63"}, "--tile '63': must be side in pixels, 64 or more"),
+        ({"tile": "63"}, "--tile '63': must be auto (large pictures only), or the side"),
         ({"tile": "none"}, "--tile 'none'"),
+        ({"color_only": True, "method": "wct"}, "--color-only and --method wct: colours are moved"),
     ],
 )
 def test_options_refuse_what_cannot_be(values: dict[str, Any], message: str) -> None:

@@ -48,6 +48,16 @@ def test_columns_and_strength_can_be_chosen(stylizer: Stylizer, styles: list[Sty
     assert not np.array_equal(full[28:68, 76:136], full[28:68, 144:204])
 
 
+def test_the_method_can_be_chosen(stylizer: Stylizer, styles: list[Style]) -> None:
+    photo = Picture(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    pages = [
+        contact_sheet(stylizer, [photo], styles, tile=60, method=method).pixels
+        for method in ("auto", "adain", "wct")
+    ]
+    assert np.array_equal(pages[0], pages[1])
+    assert not np.array_equal(pages[0], pages[2])
+
+
 def test_an_empty_sheet_is_refused(stylizer: Stylizer, styles: list[Style]) -> None:
     with pytest.raises(InputError, match="at least one photo"):
         contact_sheet(stylizer, [], styles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,29 @@ def test_a_file_of_other_tensors_is_damaged(tmp_path: Path) -> None:
 def test_the_digest_tells_styles_and_models_apart() -> None:
     assert _style(0).digest() == _style(0).digest()
     assert len({s.digest() for s in (_style(0), _style(1), _style(0, "other"))}) == 3
+
+
+def test_the_digest_tells_covariances_and_colors_apart() -> None:
+    style, other = _style(0), _style(1)
+    level = style.levels[0]
+    turned = replace(level, cov=torch.as_tensor(level.cov).flip(1, 2))
+    ways = (
+        style,
+        replace(style, levels=(turned, style.levels[1])),
+        replace(style, levels=(level.diagonal(), style.levels[1])),
+        replace(style, colors=other.colors),
+        replace(style, colors=replace(style.colors, cov=other.colors.cov)),
+    )
+    assert len({each.digest() for each in ways}) == len(ways)
+
+
+def test_a_blend_without_covariances_is_not_saved(tmp_path: Path) -> None:
+    styles, path = [_style(0), _style(1)], tmp_path / "a.style"
+    with pytest.raises(InputError, match=r"a\.style: a blend for adain has no covariances"):
+        blend(styles, (1, 1)).save(path)
+    assert not path.exists()
+    blend(styles, (1, 1), method="ot").save(path)
+    assert load_style(path).name == "s0+s1"
 
 
 def test_presets_are_those_of_the_model(tmp_path: Path) -> None:

@@ -32,11 +32,11 @@ class OnnxStyle:
     colors: Colors
 
     def digest(self) -> str:
-        """Return the SHA-256 of the model and the moments, 64 hexadecimal digits."""
+        """Return the SHA-256 of the model and all that is drawn with, 64 hexadecimal digits."""
         state = hashlib.sha256(self.model.encode())
-        for level in self.levels:
-            for part in (level.mean, level.var):
-                state.update(part.tobytes())
+        of_levels = (part for level in self.levels for part in (level.mean, level.var))
+        for part in (*of_levels, self.colors.mean, self.colors.cov):
+            state.update(part.tobytes())
         return state.hexdigest()
 
 

