@@ -8,6 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,15 @@ def find_styles(place: str, model: str | os.PathLike[str]) -> list[Source]:
         )
     if not found:
         raise InputError(f"{place}: holds no style ({' '.join((*SUFFIXES, SUFFIX))})")
-    return [Source(name, path, path.stat().st_size) for name, path in found]
+    return [Source(name, path, _size(path)) for name, path in found]
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 of a broken link, which fails when it is drawn."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _below(folder: Path) -> list[tuple[str, Path]]:
@@ -164,16 +173,18 @@ class StyleBank:
             except InputError:  # damaged: measured again and replaced
                 cached.unlink(missing_ok=True)
         painting = read_image(source.path, max_pixels=self._max_pixels)
-        style = self._stylizer.style(painting, size=self._size, name=style_name(source.name))
+        name = os.fsencode(style_name(source.name)).decode(errors="replace")  # as it may be kept
+        style = self._stylizer.style(painting, size=self._size, name=name)
         if cached is not None:
-            style.save(cached, overwrite=True)
+            with suppress(InputError):  # a cache that takes no more: measured again next time
+                style.save(cached, overwrite=True)
         return style
 
     def _cached(self, source: Source) -> Path | None:
         """Where a measured painting is kept: found by its place, size and time, not its bytes."""
-        if self._cache is None:
+        if self._cache is None or not source.path.exists():
             return None
-        path, time = os.path.realpath(source.path), source.path.stat().st_mtime_ns
+        path, time = os.path.realpath(source.path), os.stat(source.path).st_mtime_ns
         key = json.dumps([self._stylizer.fingerprint, self._size, path, source.size, time])
         return self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
 

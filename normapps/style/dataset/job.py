@@ -9,6 +9,7 @@ from typing import Any
 
 from ...engine.device import resolve_device
 from ...errors import InputError, UsageError
+from ...files import check_folder
 from ..stylizer import Stylizer
 from .bank import Source, StyleBank, default_cache, digest, find_styles
 from .draw import number
@@ -55,6 +56,8 @@ def stylize_dataset(
         require_ray()
     places = (os.fspath(place), os.fspath(styles), os.fspath(out))
     _check_places(*places)
+    if options.cache:
+        check_folder(options.cache)
     stylizer = stylizer or _load(options)
     sources = find_styles(places[1], stylizer.folder or options.model)
     if options.num_styles > len(sources):
@@ -88,10 +91,10 @@ class DatasetJob:
     ) -> None:
         self._options, self._places, self._root = options, places, Path(places[0])
         self._stylizer, self._sources = stylizer, sources
-        recipe = _recipe(options, stylizer, sources)
+        self._pictures = self._count_pictures()
         self._record = Record(
             Path(places[2]),
-            recipe,
+            _recipe(options, stylizer, sources),
             options.part,
             resume=options.resume,
             overwrite=options.overwrite,
@@ -101,7 +104,6 @@ class DatasetJob:
         self._painter = _painter(options, self._root, outlet, stylizer, sources)
         self.kept = self.copied = 0
         self._problems: list[DatasetResult] = []
-        self._pictures = self._count_pictures()
         self.total, self.missing = self._count_results()
 
     def __iter__(self) -> Generator[DatasetResult, None, None]:
@@ -159,7 +161,7 @@ class DatasetJob:
         return _is_of_part(item.source, part, parts)
 
     def _missing(self, item: Item) -> tuple[int, ...]:
-        """The results that are not recorded, or gone, or older than their picture."""
+        """The results that are not recorded, or gone, empty, or older than their picture."""
         draws = []
         for i in range(self._options.num_styles):
             output = self._painter.output(item, i)
@@ -169,10 +171,11 @@ class DatasetJob:
 
     def _is_stale(self, source: str, output: str) -> bool:
         try:
-            made = (Path(self._places[2]) / output).stat().st_mtime_ns
-            return (self._root / source).stat().st_mtime_ns > made
+            made = (Path(self._places[2]) / output).stat()
+            known = (self._root / source).stat()
         except OSError:
             return True
+        return known.st_mtime_ns > made.st_mtime_ns or not made.st_size
 
     def _copy(self, name: str) -> None:
         """Copy a file into every tree of results, unless it is there; one shard does."""
@@ -191,7 +194,6 @@ class DatasetJob:
     def _count_pictures(self) -> int:
         pictures = sum(len(folder.pictures) for folder in self._walk())
         if not pictures:
-            self._record.close()
             raise InputError(f"{self._root}: no pictures there; check the path")
         return pictures
 
@@ -249,8 +251,9 @@ def _check_places(place: str, styles: str, out: str) -> None:
     for one, other in ((inside, outside), (outside, inside)):
         if one.is_relative_to(other):
             raise UsageError(f"{place} and {out}: one lies in the other; name a folder apart")
-    if Path(os.path.realpath(styles)).is_relative_to(outside):
-        raise UsageError(f"{styles}: lies in the results' folder {out}; name a folder apart")
+    paintings = Path(os.path.realpath(styles))
+    if paintings.is_relative_to(outside) or outside.is_relative_to(paintings):
+        raise UsageError(f"{styles} and {out}: one lies in the other; name a folder apart")
 
 
 def _is_of_part(source: str, part: int, parts: int) -> bool:

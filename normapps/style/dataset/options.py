@@ -63,7 +63,7 @@ class DatasetOptions:
         validate(self)
         number, shards = self.part
         if not 1 <= number <= shards:
-            raise InputError(f"--shard {self.shard}: must be from 1/{shards} to {shards}/{shards}")
+            raise InputError(f"--shard {self.shard}: give i/n with i from 1 to n, such as 1/8")
         if self.engine == "ray" and ":" in self.device:
             raise InputError(f"--device {self.device}: Ray gives every actor its GPU; give cuda")
         low, high = self.alphas

@@ -50,7 +50,7 @@ class Outlet:
 
     def copy(self, source: Path, name: str) -> None:
         """Copy a file with its times and permissions, whatever stood there; errors as `write`."""
-        self._put(name, lambda temporary: shutil.copy2(source, temporary))
+        self._put(name, lambda temporary: _copy(source, temporary))
 
     def _put(self, name: str, fill: Any) -> None:
         target = self._out / name
@@ -67,6 +67,17 @@ class Outlet:
                     f"{target}: {error.strerror}; make room, and the same command goes on"
                 ) from error
             raise InputError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copy2(source, target)
+    except OSError as error:
+        if error.filename == os.fspath(source) and error.filename2 is None:
+            raise InputError(
+                f"{source}: cannot be read ({error.strerror}); mend or remove it"
+            ) from error
+        raise
 
 
 class Record:
@@ -134,7 +145,7 @@ class Record:
     def fail(self, line: str) -> None:
         """Add a line about what failed to the file of this run's failures."""
         with self.failures.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+            file.write(" ".join(line.splitlines()) + "\n")  # a file's name may hold a line's end
 
     def close(self) -> None:
         """Let go of the shard; the folder of unfinished files goes, too."""

@@ -47,14 +47,13 @@ def walk(root: Path, format: str = "keep", copy: Sequence[str] = ()) -> Iterator
 
     Raises:
         InputError: a folder that cannot be read, or a link that leads back to where it lies; a
-            folder that is itself the output of a job.
+            folder with the results of a job.
     """
     waiting: list[tuple[str, tuple[str, ...]]] = [("", ())]
     while waiting:
         name, above = waiting.pop()
         folders, files = _listed(root / name)
-        if not name:
-            _check_original(root, files)
+        _check_original(root / name, files)
         real = os.path.realpath(root / name)
         if real in above:
             raise InputError(f"{root / name}: links to a folder that it lies in; remove the link")
@@ -64,23 +63,37 @@ def walk(root: Path, format: str = "keep", copy: Sequence[str] = ()) -> Iterator
 
 
 def _listed(place: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files, sorted."""
+    """Names of the folders and of the files, sorted; broken links too, no pipes."""
     folders: list[str] = []
     files: list[str] = []
     try:
         with os.scandir(place) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                elif entry.is_symlink() or entry.is_file():
+                    files.append(entry.name)
     except OSError as error:
         raise InputError(f"{place}: cannot be searched ({error.strerror})") from error
     return sorted(folders), sorted(files)
 
 
-def _check_original(root: Path, files: Sequence[str]) -> None:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _check_original(place: Path, files: Sequence[str]) -> None:
     for file in files:
         if file.startswith(PREFIX):
-            raise InputError(f"{root / file}: {root} is itself a result; name the original folder")
+            raise InputError(
+                f"{place / file}: {place} holds results of stylize-dataset; name the original "
+                "folder, or move them out of it"
+            )
 
 
 def _folder(

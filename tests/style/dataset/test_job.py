@@ -184,9 +184,12 @@ def test_what_is_gone_unrecorded_or_older_is_made_again(run: Run, tree: Tree) ->
     kept = [line for line in lines.read_text().splitlines(True) if '"dog/a.jpg"' not in line]
     lines.write_text("".join(kept))
     Path("out/dog/a.jpg").write_bytes(b"half")
+    Path("out/cat/a.png").write_bytes(b"")  # recorded, and lost with the power
     later = time.time() + 100
     os.utime("data/cat/b.png", (later, later))
-    assert sorted(result.output for result in run()) == ["c.png", "cat/b.png", "dog/a.jpg"]
+    assert sorted(result.output for result in run()) == [
+        *("c.png", "cat/a.png", "cat/b.png", "dog/a.jpg")
+    ]
     assert tree("out") == whole
 
 
@@ -269,6 +272,51 @@ def test_a_bad_style_is_named_once_and_another_drawn(run: Run) -> None:
             assert now[name]["style"] == good[name]["style"]
 
 
+def test_links_to_nothing_are_named(run: Run) -> None:
+    for name in ("data/cat/gone.jpg", "data/gone.txt", "art/gone.png"):
+        Path(name).symlink_to("nowhere")
+    failed = [result.error for result in run(num_styles=4) if result.error]
+    assert sorted({error.partition(": ")[0] for error in failed}) == [
+        *("art/gone.png", "data/cat/gone.jpg", "data/gone.txt")
+    ]
+    assert sum("data/gone.txt: cannot be read (No such file" in error for error in failed) == 4
+    assert all(error.count("\n") == 0 for error in failed)
+
+
+def test_a_data_set_with_a_link_to_its_results_is_refused(run: Run) -> None:
+    Path("data/link").symlink_to("../out")
+    Path("out").mkdir()
+    with pytest.raises(InputError, match=r"data/link holds results of stylize-dataset"):
+        run()
+    assert _manifest() == {}
+
+
+def test_names_may_be_of_any_bytes(run: Run, draw_picture: Draw) -> None:
+    shutil.copy("data/c.png", b"data/\xff\n.png")
+    Path(os.fsdecode(b"data/\xfe\n.jpg")).write_text("no picture")
+    for path in Path("art").rglob("*.png"):
+        path.unlink()
+    draw_picture("art/a.png", 1)
+    os.rename("art/a.png", b"art/\xff.png")
+    results = run()
+    assert [result.source for result in results if result.error] == ["\udcfe\n.jpg"]
+    assert Path("out/stylize-dataset.failed.txt").read_bytes().count(b"\n") == 1
+    assert _manifest()["\udcff\n.png"]["style"] == "\udcff.png"
+    assert Path(os.fsdecode(b"out/\xff\n.png")).is_file()
+    assert len(list(Path("cache").iterdir())) == 1
+    assert len(run()) == 1
+
+
+def test_a_cache_that_takes_nothing_is_done_without(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("cache: cannot be written")
+
+    monkeypatch.setattr("normapps.style.styles.Style.save", refuse)
+    assert not any(result.error for result in run())
+
+
 def test_without_a_style_the_job_ends(run: Run) -> None:
     for path in Path("art").rglob("*.png"):
         path.write_bytes(b"x")
@@ -324,7 +372,9 @@ def test_an_error_nobody_expects_ends_the_job(run: Run, monkeypatch: Any) -> Non
         ({"data": "art/old", "styles": "gone"}, "gone: no such folder or painting"),
         ({"out": "data/out"}, "data and data/out: one lies in the other"),
         ({"out": "."}, "one lies in the other"),
-        ({"out": "art"}, "art: lies in the results' folder art"),
+        ({"out": "art"}, "art and art: one lies in the other"),
+        ({"out": "art/out"}, "art and art/out: one lies in the other"),
+        ({"cache": "data/labels.csv"}, "data/labels.csv: is a file, not a folder"),
         ({"num_styles": 5}, "--num-styles 5: art has 4; give fewer"),
         ({"styles": "data/labels.csv"}, "styles can be used"),
         ({"data": "empty"}, "empty: no pictures there"),
@@ -336,6 +386,7 @@ def test_what_cannot_be_is_said_in_a_line(run: Run, values: dict[str, Any], mess
     with pytest.raises(NormappsError, match=message) as caught:
         run(**values)
     assert "\n" not in str(caught.value)
+    assert values.get("styles") == "data/labels.csv" or not Path("out").exists()
 
 
 # Styles

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,10 +74,25 @@ def test_linked_folders_are_followed_and_a_circle_is_refused(root: Path, tmp_pat
         _names(root)
 
 
-def test_a_result_is_no_data_set(root: Path) -> None:
-    _touch(root, "a.jpg", "stylize-dataset.json")
-    with pytest.raises(InputError, match=r"stylize-dataset\.json: .* is itself a result"):
+@pytest.mark.parametrize("folder", ["", "made/"])
+def test_results_are_no_data_set(root: Path, folder: str) -> None:
+    _touch(root, "a.jpg", f"{folder}stylize-dataset.json")
+    with pytest.raises(InputError, match=r"stylize-dataset\.json: .* holds results of stylize-d"):
         _names(root)
+
+
+def test_broken_links_are_files_and_pipes_are_left_out(root: Path) -> None:
+    """Whoever opens a pipe waits for ever."""
+    _touch(root, "a.jpg", "b.png/x.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    os.mkfifo(root / "pipe.txt")
+    (root / "gone.jpg").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    folders = list(walk(root))
+    assert [item.source for folder in folders for item in folder.pictures] == [
+        *("a.jpg", "gone.jpg", "b.png/x.jpg")
+    ]
+    assert [folder.others for folder in folders] == [("loop",), ()]
 
 
 def test_a_folder_that_is_missing(root: Path) -> None:
