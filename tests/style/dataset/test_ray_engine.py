@@ -85,7 +85,7 @@ def test_ray_killed_and_resumed_gives_the_same_bytes(
     by_ray = _lines("out")
     assert 0 < by_ray < 125
     time.sleep(0.5)  # its actors end when they miss it
-    results = run(alpha="0.5,1")
+    results = run(alpha="0.5,1", engine="ray", workers=1)
     assert [result.source for result in results if result.error] == ["cat/bad.jpg"]
     assert len(results) <= 126 - by_ray
     run("whole", alpha="0.5,1")
