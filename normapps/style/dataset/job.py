@@ -245,6 +245,8 @@ def _recipe(options: DatasetOptions, stylizer: Stylizer, sources: list[Source]) 
 
 
 def _check_places(place: str, styles: str, out: str) -> None:
+    if not (place and styles and out):
+        raise UsageError("DIR, STYLES or OUT is empty; name all three")
     if not Path(place).is_dir():
         raise InputError(f"{place}: no such folder; name that of the data set")
     inside, outside = Path(os.path.realpath(place)), Path(os.path.realpath(out))

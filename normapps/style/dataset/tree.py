@@ -76,7 +76,9 @@ def _listed(place: Path) -> tuple[list[str], list[str]]:
                 elif entry.is_symlink() or entry.is_file():
                     files.append(entry.name)
     except OSError as error:
-        raise InputError(f"{place}: cannot be searched ({error.strerror})") from error
+        raise InputError(
+            f"{place}: cannot be searched ({error.strerror}); mend it or move it out of the tree"
+        ) from error
     return sorted(folders), sorted(files)
 
 

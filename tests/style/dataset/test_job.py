@@ -372,6 +372,7 @@ def test_an_error_nobody_expects_ends_the_job(run: Run, monkeypatch: Any) -> Non
         ({"data": "art/old", "styles": "gone"}, "gone: no such folder or painting"),
         ({"out": "data/out"}, "data and data/out: one lies in the other"),
         ({"out": "."}, "one lies in the other"),
+        ({"out": ""}, "DIR, STYLES or OUT is empty"),
         ({"out": "art"}, "art and art: one lies in the other"),
         ({"out": "art/out"}, "art and art/out: one lies in the other"),
         ({"cache": "data/labels.csv"}, "data/labels.csv: is a file, not a folder"),
