@@ -31,6 +31,8 @@ _LEAST = 2 * STRIDE
 _WHOLE = 2_000_000
 """Pixels up to which a picture is rendered in one piece."""
 _SIDE, _LEAST_SIDE = 1024, 128
+_STEP = 16
+"""Sides are multiples of the largest stride of any network."""
 _KEPT = 32_000_000
 """Pixels up to which all features stay in memory between the passes; beyond, computed twice."""
 
@@ -251,7 +253,7 @@ def smaller(side: int, work: Callable[[int], Result]) -> Result:
 
     Args:
         side: of the first tiles in pixels; 0 for the whole picture.
-        work: called with the side.
+        work: called with the side, and again with half of it, rounded up to a multiple of 16.
 
     Raises:
         InputError: even tiles of 128 pixels are too large.
@@ -261,7 +263,7 @@ def smaller(side: int, work: Callable[[int], Result]) -> Result:
             with torch.inference_mode():
                 return work(side)
         except torch.OutOfMemoryError as error:
-            side = side // 2 if side else _SIDE
+            side = -(-side // (2 * _STEP)) * _STEP if side else _SIDE
             if side < _LEAST_SIDE:
                 raise InputError("out of memory on the device; use --device cpu") from error
         torch.cuda.empty_cache()
