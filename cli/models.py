@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from normapps.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +36,12 @@ def list_models(as_json: AsJson = False) -> None:
     from normapps.models.shipped import list_shipped
     from normapps.models.store import list_stored
 
-    models = [_describe(name) for name in (*list_shipped(), *list_stored())]
+    models = []
+    for name in (*list_shipped(), *list_stored()):
+        try:
+            models.append(_describe(name))
+        except InputError as error:  # the others are there all the same
+            warnings.warn(str(error), stacklevel=1)
     if as_json:
         print(json.dumps(models, indent=2))
     else:
@@ -119,7 +127,10 @@ def _downloading() -> Iterator[Progress]:
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # disabled, for it would leave an empty line where nobody sees it move
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         tasks: dict[str, Any] = {}
 
         def show(url: str, done: int, total: int) -> None:

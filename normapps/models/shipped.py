@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
-from .folder import MANIFEST, WEIGHTS, read_safetensors, verify
+from .folder import MANIFEST, WEIGHTS, read_manifest, read_safetensors, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,16 +51,27 @@ def card(name: str) -> str:
     """Return a model's card, Markdown: what it is, its data, recipe and limits.
 
     Args:
-        name: of a shipped or stored model, or a model folder.
+        name: of a shipped or stored model, or a model folder. One that a command trained has no
+            card of its own; its manifest says what it is.
 
     Raises:
-        InputError: there is no such model, or it has no card.
+        InputError: there is no such model, or its card cannot be read.
     """
-    path = resolve_model(name) / CARD
+    folder = resolve_model(name)
+    path = folder / CARD
+    if not path.exists():
+        return _plain_card(name, folder)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _plain_card(name: str, folder: Path) -> str:
+    manifest = read_manifest(folder)
+    steps = [step for step in manifest.history if isinstance(step, Mapping)]
+    facts = [f"- {key}: {value}" for step in steps for key, value in step.items()]
+    return "\n".join([f"# {name}", "", f"A model of builder {manifest.builder}.", "", *facts, ""])
 
 
 def parameter_count(folder: str | os.PathLike[str]) -> int:
@@ -141,7 +152,7 @@ def _read_torch(file: Path) -> Any:
     except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.PickleError) as error:
         raise InputError(
             f"{file}: is no PyTorch file of plain tensors, or is damaged (pickled objects are "
-            "refused); save its state dict as safetensors"
+            "refused); copy it again, or save its state dict as safetensors"
         ) from error
 
 

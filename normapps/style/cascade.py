@@ -25,6 +25,8 @@ from .tiles import Tile, pad_to_stride, tiles
 _WHOLE = 1_200_000
 """Pixels up to which a picture is rendered in one piece."""
 _SIDE = 768
+_STEP = 16
+"""The stride of relu5_1, of which the others are divisors."""
 _PRECISE = 32_000_000
 """Pixels up to which the picture between two levels is float32; float16 beyond."""
 
@@ -39,7 +41,8 @@ class CascadeRenderer:
     Attributes:
         network: in evaluation mode and any precision; moments are float32 at least.
         device: where the network lies.
-        side: of the tiles in pixels, a multiple of 16; None tiles large pictures only.
+        side: of the tiles in pixels, rounded up to a multiple of 16; None tiles large pictures
+            only.
     """
 
     network: VggCascade
@@ -108,7 +111,7 @@ class CascadeRenderer:
 
     def _tile_side(self, image: Tensor) -> int:
         if self.side is not None:
-            return self.side
+            return -(-self.side // _STEP) * _STEP
         return _SIDE if image.shape[2] * image.shape[3] > _WHOLE else 0
 
     @property

@@ -51,7 +51,7 @@ class Stylizer:
         fingerprint: SHA-256 of the weights, kept in every style.
         device, dtype: where and in what precision convolutions run; moments are always float32.
         folder: the model folder, whose presets `resolve_style` finds.
-        tile: side in pixels of the tiles that pictures are cut into; None: large ones only, 1024.
+        tile: side in pixels of the tiles that pictures are cut into; None: large ones only.
         compile: compile the network (`engine.capture`), for a CUDA device.
 
     Raises:
@@ -91,9 +91,11 @@ class Stylizer:
             model: the name or folder.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where the device computes
-                in it, about twice as fast as float32 and at most a few levels of 255 away.
+                in it, which is faster. With adain-tiny the picture is a few levels of 255 away
+                from float32's at most; with a cascade, whose levels each start from what the one
+                before rounded, details of the drawing differ.
             tile: side in pixels of the tiles that pictures are cut into, which changes the memory
-                they take and nothing else; None: 1024 for large ones.
+                they take, and in float32 nothing else; None: large ones only.
             compile: compile the network, for a CUDA device: a minute for each size of picture.
 
         Raises:

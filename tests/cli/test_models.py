@@ -111,6 +111,17 @@ def test_a_model_of_ones_own_is_added_listed_used_and_removed(
     assert not (tmp_path / "models" / "mine").exists()
 
 
+def test_a_damaged_model_does_not_hide_the_others(own: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    for name in ("mine", "other"):
+        assert run.invoke(app, ["models", "add", name, str(own)]).exit_code == 0
+    (tmp_path / "models" / "mine" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.warns(UserWarning, match=r"mine.model\.safetensors: is no safetensors file"):
+        listed = run.invoke(app, ["models", "list", "--json"])
+    names = [model["name"] for model in json.loads(listed.stdout) if not model["shipped"]]
+    assert names == ["other"]
+
+
 def test_a_style_file_of_a_classic_model_is_its_own(own: Path, tmp_path: Path) -> None:
     run = CliRunner()
     run.invoke(app, ["models", "add", "mine", str(own), "--method", "wct"])
@@ -135,6 +146,8 @@ def test_a_model_is_pulled_by_its_address(own: Path, tmp_path: Path) -> None:
     assert pulled.exit_code == 0
     assert (tmp_path / "models" / "mine" / "model.json").is_file()
     command[-1] = "0" * 64
-    error = CliRunner().invoke(app, [*command, "--overwrite"]).exception
+    refused = CliRunner().invoke(app, [*command, "--overwrite"])
+    error = refused.exception
     assert isinstance(error, InputError)
+    assert refused.output == ""  # no empty line before the error's
     assert "2SE.pth: damaged or changed" in str(error)

@@ -68,9 +68,19 @@ def test_an_unknown_name_gets_the_nearest(two_models: Path) -> None:
         card("zzz")
 
 
-def test_a_missing_card_is_said(two_models: Path) -> None:
-    with pytest.raises(InputError, match=r"adain-other.README\.md: cannot be read"):
-        card("adain-other")
+def test_without_a_card_the_manifest_speaks(two_models: Path) -> None:
+    arguments = {"width": 8, "deep": 8, "hidden": 4}
+    folder = two_models / "trained"
+    history = [{"step": 7, "trained": "by hand"}]
+    network = AdainTiny(**arguments)
+    save_model(folder, network, builder="adain-tiny", arguments=arguments, history=history)
+    lines = card(str(folder)).splitlines()
+    assert lines[0] == f"# {folder}"
+    assert "A model of builder adain-tiny." in lines
+    assert "- trained: by hand" in lines
+    (folder / "README.md").mkdir()
+    with pytest.raises(InputError, match=r"README\.md: cannot be read"):
+        card(str(folder))
 
 
 def test_a_model_is_a_name_or_a_folder(two_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

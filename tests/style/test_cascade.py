@@ -13,6 +13,7 @@ from normapps.models.vgg_cascade import VggCascade
 from normapps.models.vgg_files import read_cascade
 from normapps.norm import Moments
 from normapps.style.cascade import CascadeRenderer
+from normapps.style.render import smaller
 from normapps.style.rendering import Region
 
 CPU = torch.device("cpu")
@@ -122,12 +123,14 @@ def test_one_level_gets_the_styles_moments(
     assert missed > 0.1 if method == "adain" else missed < 0.02
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(150, 203), (97, 40)])
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [("wct", (110, 131)), ("adain", (97, 40)), ("ot", (40, 97)), ("cholesky", (61, 55))],
+)
 def test_tiles_are_the_whole(
     method: str, shape: tuple[int, int], chelsea: np.ndarray, coffee: np.ndarray
 ) -> None:
-    whole, tiled = renderer(), renderer(side=48)
+    whole, tiled = renderer(), renderer(side=46)  # no multiple of the stride
     photo = tensor(chelsea[: shape[0], : shape[1]])
     style = whole.measure(tensor(coffee[:101, :130]))
     for one, other in zip(style, tiled.measure(tensor(coffee[:101, :130])), strict=True):
@@ -147,7 +150,7 @@ def test_large_pictures_are_tiled_by_themselves(
     from normapps.style import cascade
 
     ours = renderer()
-    photo = tensor(chelsea[:150, :203])
+    photo = tensor(chelsea[:110, :143])
     regions = [Region(ours.measure(photo.flip(2)))]
     want = ours.render(photo, regions)
     sides: list[tuple[int, ...]] = []
@@ -159,6 +162,20 @@ def test_large_pictures_are_tiled_by_themselves(
     got = ours.render(photo, regions)
     assert max(max(side) for side in sides) <= 64 + 2 * ours.network.stages[0].margin
     assert (got.int() - want.int()).abs().max() <= 1
+
+
+def test_smaller_tiles_fit_every_stride() -> None:
+    sides: list[int] = []
+
+    def work(side: int) -> None:
+        sides.append(side)
+        raise torch.OutOfMemoryError("no more")
+
+    for first in (0, 768, 1000, 464):
+        with pytest.raises(InputError, match="out of memory on the device"):
+            smaller(first, work)
+    assert {side % 16 for side in sides if side != 1000} == {0}
+    assert sides[-3:] == [464, 240, 128]
 
 
 def test_huge_pictures_pass_between_levels_in_half_precision(

