@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..options import device_option, flag, option, validate
-from .stylize_options import AUTO, METHODS, PRESET, SUFFIX, StylizeOptions
+from .stylize_options import AUTO, METHODS, MOST, PRESET, SUFFIX, StylizeOptions
 
 __all__ = [
     "AUTO",
@@ -109,7 +109,7 @@ class EncodeOptions:
     """Encoding a painting as a style file."""
 
     model: str = option("adain-tiny", "name that normapps models list prints, or a model folder")
-    size: int = option(512, "long side the painting is brought to, pixels", low=16)
+    size: int = option(512, "long side the painting is brought to, pixels", low=16, high=MOST)
     name: str = option("", "name of the style; the output's stem by default")
     device: str = device_option()
     max_pixels: int | None = option(None, "accept pictures of up to this many pixels", low=1)
@@ -155,7 +155,9 @@ class SheetOptions:
 
     style: tuple[str, ...] = option((), "picture, .style file or preset:NAME (default: presets)")
     model: str = option("adain-tiny", "name that normapps models list prints, or a model folder")
-    style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
+    style_size: int = option(
+        512, "long side at which a painting is looked at, pixels", low=16, high=MOST
+    )
     max_pixels: int | None = option(None, "largest picture to open, for files you trust", low=1)
     tile: int = option(256, "long side of each picture on the sheet, pixels", low=32)
     columns: int = option(0, "pictures a row (0: chosen by their number)", low=0)

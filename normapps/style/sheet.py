@@ -76,6 +76,8 @@ def sheet_of_files(contents: Sequence[str], out: str, options: SheetOptions) -> 
     check_writable(out, options.overwrite)
     stylizer = Stylizer.load(options.model, device=options.device)
     specs = options.style or tuple(PRESET + name for name in list_presets(options.model))
+    if not specs:
+        raise InputError(f"{options.model}: has no presets; give --style a painting")
     styles = [resolve_style(stylizer, spec, options.style_size) for spec in specs]
     photos, failed = [], []
     for item in find_inputs(contents):

@@ -24,6 +24,9 @@ MODES = ("paint", "photo", "color")
 """What becomes of a photo: a painting, a photo of other colours and light (`--photo`), or itself in
 other colours (`--color-only`)."""
 
+MOST = 65_500
+"""Pixels of a side at most, as JPEG has it: a slip of the keys would fill the memory."""
+
 CLIP_CODECS = ("auto", "h264", "hevc", "vp9")
 """Values of `--codec`; auto is h264, in WebM vp9."""
 
@@ -57,8 +60,12 @@ class StylizeOptions:
         choices=(AUTO, *METHODS),
     )
     alpha: float = option(1.0, "strength: 0 the photo, 1 the full style", low=0, high=1)
-    size: int | None = option(None, "long side of the result, pixels; else the photo's own", low=1)
-    style_size: int = option(512, "long side at which a painting is looked at, pixels", low=16)
+    size: int | None = option(
+        None, "long side of the result, pixels; else the photo's own", low=1, high=MOST
+    )
+    style_size: int = option(
+        512, "long side at which a painting is looked at, pixels", low=16, high=MOST
+    )
     preserve_color: str = option(
         "none",
         "keep the photo's colours: its chroma (luma) or its palette (transport)",

@@ -116,6 +116,14 @@ def test_a_sheet_leaves_out_what_cannot_be_read(model: str, pictures: Path, tmp_
         )
 
 
+def test_a_sheet_of_a_model_without_presets_wants_styles(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    arguments = ["style", "sheet", str(pictures), "-o", str(tmp_path / "s.png"), "--model", model]
+    with pytest.raises(InputError, match="has no presets; give --style a painting"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
 def test_an_unknown_device_is_a_usage_error(pictures: Path, tmp_path: Path) -> None:
     arguments = ["style", "sheet", str(pictures), "-o", str(tmp_path / "s.png"), "--device", "tpu"]
     with pytest.raises(UsageError, match="--device 'tpu': must be auto, cpu, cuda"):

@@ -68,10 +68,12 @@ class OnnxStylizer:
 
         Raises:
             NormappsError: onnxruntime is not installed.
-            InputError: no such model, one without graphs, or a damaged file.
+            InputError: no such model, one without graphs or that has none, or a damaged file.
         """
         folder = resolve_model(os.fspath(model))
         manifest = read_manifest(folder)
+        if manifest.builder == "vgg-cascade":
+            raise InputError(f"{folder}: runs on torch alone; leave --runtime out")
         for name in (ENCODER, DECODER):
             if name not in manifest.sha256:
                 raise InputError(

@@ -133,6 +133,15 @@ def test_a_folder_without_graphs_says_what_writes_them(tmp_path: Path, folder: P
         OnnxStylizer.load(bare)
 
 
+def test_a_cascade_has_no_graphs_to_write(tmp_path: Path, folder: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    values = json.loads((bare / "model.json").read_text())
+    (bare / "model.json").write_text(json.dumps(values | {"builder": "vgg-cascade"}))
+    with pytest.raises(InputError, match="runs on torch alone; leave --runtime out"):
+        OnnxStylizer.load(bare)
+
+
 def test_a_changed_graph_is_refused(tmp_path: Path, folder: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed)
