@@ -17,8 +17,7 @@ from torch import Tensor
 from ..errors import InputError, unknown
 from ..models.adain_tiny import RECEPTIVE_FIELD, STRIDE, STRIDES, AdainTiny, moments
 from ..models.adain_tiny import Levels as TwoLevels
-from ..norm import Moments, part_way
-from ..norm.moments import merge
+from ..norm import part_way
 from .regions import Layout, Shares, reduced, settle
 from .rendering import Levels, Region, Steady
 from .stylize_options import METHODS
@@ -183,26 +182,30 @@ def _wanted(own: Sequence[TwoLevels], job: _Job, device: torch.device) -> list[T
 def _measure(
     renderer: TinyRenderer, work: _Work, *, full: bool, keep: bool = False
 ) -> list[TwoLevels]:
-    """Merge the moments of each region over all tiles' true parts."""
-    parts: list[tuple[list[Moments], list[Moments]]] = [([], []) for _ in range(work.layout.count)]
+    """Merge the moments of each region over all tiles' true parts, tile by tile.
+
+    One at a time: small tensors kept of every tile would each hold a hole in the heap open.
+    """
+    known: dict[int, TwoLevels] = {}
     for tile in work.tiles():
         features = work.features(renderer, tile)
         inner = [tile.crop(x, stride) for x, stride in zip(features, STRIDES, strict=True)]
         shares = work.layout.cut(tile, renderer.device)
         covered = [work.coverage(tile, stride, renderer.device) for stride in STRIDES]
         for region, weights in _weights(tile, shares, covered):
-            for level, measured in zip(parts[region], moments(inner, weights, full), strict=True):
-                level.append(measured)
+            here = moments(inner, weights, full)
+            known[region] = _merged(known[region], here) if region in known else here
         if keep:
             work.keep(tile, features)
-    fine, coarse = ([part[i] for part in parts] for i in (0, 1))
-    return list(zip(_merged(fine), _merged(coarse), strict=True))
+    if work.layout.count == 1:
+        return [known[0]]
+    regions = [known.get(i) for i in range(work.layout.count)]
+    fine, coarse = (settle([part and part[i] for part in regions]) for i in (0, 1))
+    return list(zip(fine, coarse, strict=True))
 
 
-def _merged(regions: Sequence[Sequence[Moments]]) -> list[Moments]:
-    if len(regions) == 1:
-        return [merge(regions[0])]
-    return settle([merge(parts) if parts else None for parts in regions])
+def _merged(first: TwoLevels, second: TwoLevels) -> TwoLevels:
+    return first[0].merge(second[0]), first[1].merge(second[1])
 
 
 def _weights(
