@@ -118,6 +118,8 @@ def test_regions_of_one_style_are_that_style(share: float) -> None:
     with torch.no_grad():
         features = network.encode(torch.rand(1, 3, 32, 32))
         style, own = moments(network.encode(torch.rand(1, 3, 32, 32))), moments(features)
-        maps = [torch.tensor([share, 1 - share]).view(1, 2, 1, 1).expand(1, 2, n, n) for n in (8, 4)]
+        maps = [
+            torch.tensor([share, 1 - share]).view(1, 2, 1, 1).expand(1, 2, n, n) for n in (8, 4)
+        ]
         got = network.decode_regions(features, [style] * 2, [own] * 2, (maps[0], maps[1]))
         assert (got - network.decode(features, style, own)).abs().max() < 1e-5
