@@ -86,7 +86,7 @@ train() {
         --contents "$PLACE/data/bsds300.tar" --contents "$PLACE/data/imagenet_sample_1000.tar" \
         --contents "$PLACE/data/pacs_photo.tar" --styles "$PLACE/data/pacs_art_painting.tar" \
         --vgg "$NORMAPPS_VGG" --device "${DEVICE:-cuda}" -o "$PLACE/run" \
-        ${TRAIN_OPTIONS:---steps 30000 --batch-size 8} ${limit[@]+"${limit[@]}"} || status=$?
+        ${TRAIN_OPTIONS:---steps 30000 --batch-size 8 --style-weight 40 --gram-weight 12 --identity-weight 4 --start adain-tiny} ${limit[@]+"${limit[@]}"} || status=$?
     case $status in
         0) keep "$PLACE/run/model" "$PLACE/run/checkpoint/latest.safetensors" "$PLACE/run/metrics.jsonl"
            tail -n 1 "$PLACE/run/metrics.jsonl" ;;
