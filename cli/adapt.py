@@ -6,9 +6,7 @@ import typer
 
 from . import adapt_evaluate, adapt_populations, adapt_run, adapt_train, adapt_universal
 
-app = typer.Typer(
-    no_args_is_help=True, help="Adapt a model to a new domain by its norm layers, and judge it."
-)
+app = typer.Typer(no_args_is_help=True, help="Adapt a model to a new domain by its norm layers.")
 app.command("run")(adapt_run.run)
 app.command("undo")(adapt_run.undo)
 app.command("mix")(adapt_populations.mix)

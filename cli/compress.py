@@ -35,7 +35,7 @@ def compress(
     options: CompressOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Slim a classifier, make it int8, and say if that is worth it.
+    """Slim a classifier, make it int8, and say if it pays.
 
     Sparse training, pruning, compensation, recalibration, finetuning, int8: a folder a stage, and
     one report (report.html, report.json) on pictures that did nothing but judge. After Ctrl-C the

@@ -31,7 +31,7 @@ def export(
     options: ExportOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as ONNX or torch.export, compared with torch.
+    """Write a model as ONNX or torch.export, and check it.
 
     What the pictures must go through (mean, std, size) stands in the file's metadata. A stylizer
     becomes a network of two pictures; with a folder as output, one that `normapps stylize

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from normapps.analysis.conversion import ConvertReport
     from normapps.analysis.statistics import StatsReport
 
-app = typer.Typer(
-    no_args_is_help=True, help="Normalization layers: list, show, convert a model, measure."
-)
+app = typer.Typer(no_args_is_help=True, help="Normalization layers: list, show, convert, measure.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]

@@ -32,7 +32,7 @@ def quantize(
     options: QuantizeOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Make an int8 network, and say if it is faster here and as good.
+    """Make an int8 network, and say if it pays here.
 
     For ONNX Runtime: a folder with model.onnx, model.json and a report (report.html, report.json),
     which opens by normapps.OnnxModel, without torch (that of torchao has model.pt2 and opens by

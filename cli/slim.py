@@ -6,9 +6,7 @@ import typer
 
 from . import slim_prune, slim_train
 
-app = typer.Typer(
-    no_args_is_help=True, help="Make a model smaller by its batch norms' scales, and judge it."
-)
+app = typer.Typer(no_args_is_help=True, help="Make a model smaller by its batch norms' scales.")
 app.command("inspect")(slim_prune.inspect)
 app.command("prune")(slim_prune.prune)
 app.command("train")(slim_train.train)

@@ -36,7 +36,9 @@ def stylize_dataset(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Stylize a whole data set, each picture in a style that a hash of its path draws.
+    """Stylize a data set, each picture in a drawn style.
+
+    A hash of the picture's path draws the style.
 
     Tree, names and all other files are kept. Run again, killed or not, it keeps what is finished
     and does the rest; shards may run anywhere, in any order. Exits with 1 if something failed,

@@ -8,9 +8,7 @@ from .translate_evaluate import evaluate
 from .translate_run import run
 from .translate_train import train
 
-app = typer.Typer(
-    no_args_is_help=True, help="Turn pictures of one kind into another, or maps into pictures."
-)
+app = typer.Typer(no_args_is_help=True, help="Turn pictures, or label maps, into other pictures.")
 
 
 @app.callback()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -26,26 +28,27 @@ def _cycles(pixels: np.ndarray) -> float:
     return float((power * radius).sum() / power.sum())
 
 
-@pytest.mark.parametrize("painting", ["chelsea", "astronaut"])
+@pytest.mark.parametrize(
+    ("painting", "sizes"), [("astronaut", (128, 256, 512)), ("chelsea", (128, 256))]
+)
 def test_a_painting_seen_larger_gives_bolder_strokes(
-    stylizer: Stylizer, photos: dict[str, np.ndarray], painting: str
+    stylizer: Stylizer, photos: dict[str, np.ndarray], painting: str, sizes: tuple[int, ...]
 ) -> None:
-    """On even noise, whose own detail stays the same, twice the size coarsens by 5 % or more."""
+    """On even noise, whose own detail stays the same, twice the size coarsens by 5 % or more.
+
+    Up to the painting's own size: enlarged, it has no larger strokes to show.
+    """
     noise = np.random.default_rng(0).normal(128, 20, (192, 192, 3)).clip(0, 255)
     content, source = Picture(noise.astype(np.uint8)), Picture(photos[painting])
-    found = [
-        _cycles(stylizer(content, stylizer.style(source, size=size)).pixels)
-        for size in (128, 256, 512)
-    ]
-    assert found[1] < 0.95 * found[0]
-    assert found[2] < 0.95 * found[1]
+    found = [_cycles(stylizer(content, stylizer.style(source, size=size)).pixels) for size in sizes]
+    assert all(larger < 0.95 * smaller for smaller, larger in pairwise(found))
 
 
 def test_a_larger_result_has_finer_strokes_for_its_size(
     stylizer: Stylizer, photos: dict[str, np.ndarray]
 ) -> None:
     """Counted across the picture; the photo itself, only enlarged, has no more detail."""
-    style, photo = stylizer.style(Picture(photos["chelsea"])), fit(photos["coffee"], 160)
+    style, photo = stylizer.style(Picture(photos["astronaut"])), fit(photos["coffee"], 160)
     small, large = (stylizer(Picture(photo), style, size=size).pixels for size in (160, 320))
     enlarged = fit(photo, 320)
     gain = 2 * _cycles(large) / _cycles(small)
