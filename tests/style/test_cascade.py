@@ -91,15 +91,14 @@ def test_wct_is_the_papers_loop(alpha: float, chelsea: np.ndarray, coffee: np.nd
 def test_wct16_is_the_papers_loop(
     shared_dir: Path, astronaut: np.ndarray, coffee: np.ndarray
 ) -> None:
-    network, _ = read_cascade([shared_dir / "weights" / "wct16x"])
+    """In float64 on both sides: five levels amplify the rounding of float32 to whole levels."""
+    network = read_cascade([shared_dir / "weights" / "wct16x"])[0].double()
     photo, painting = tensor(astronaut[40:168, 150:310]), tensor(coffee[80:240, 180:340])
     ours = CascadeRenderer(network, CPU)
     got = ours.render(photo, [Region(ours.measure(painting))])
     with torch.no_grad():
-        want = cascade_by_hand(network.double(), photo, painting, 1.0, 1e-2).clamp(0, 1) * 255
-    difference = (got.double() - want).abs()
-    assert difference.mean() < 0.3
-    assert difference.quantile(0.999) < 2
+        want = cascade_by_hand(network, photo, painting, 1.0, 1e-2).clamp(0, 1) * 255
+    assert (got.double() - want).abs().max() < 0.51
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -131,7 +131,7 @@ def test_every_map_of_the_list_is_trained_with(
         return forward(self, content, style, method)
 
     monkeypatch.setattr(AdainTiny, "forward", spy)
-    train(replace(options, steps=12, sample_every=99, methods=("wct", "ot")), tmp_path)
+    train(replace(options, steps=6, sample_every=99, methods=("wct", "ot")), tmp_path)
     assert set(seen) == {"wct", "ot"}
 
 
