@@ -172,10 +172,41 @@ def barycenter(
         else:
             between = _fixed_point(covs, share, iterations)
     mean = weighted_sum(share, [part.mean for part in parts])
+    return _gaussian(parts, mean, between - eps * _eye(between))
+
+
+def mix_factors(
+    parts: Sequence[Moments], weights: Sequence[float], method: str = "zca", eps: float = 1e-6
+) -> Moments:
+    """Average means, and what covariances are the square of: to WCT what `mix`'s `std` is to AdaIN.
+
+    Features that `transport` gives these moments by the same method are the weighted sum of those
+    that it gives each part's, up to eps.
+
+    Args:
+        parts: full moments of equal shape; the counts are added.
+        weights: one non-negative number a part, scaled to sum 1.
+        method: `zca`, the roots Σ^½, or `cholesky`, the triangular factors.
+        eps: ridge that keeps the Σᵢ invertible, taken off the result again.
+
+    Raises:
+        InputError: diagonal moments, an unknown method, or parts and weights that do not fit.
+    """
+    share = check_parts(parts, weights)
+    factor = _choose(COLORING, "coloring", method)
+    covs = [_ridged(part, eps) for part in parts]
+    with without_autocast(covs[0]):
+        root = weighted_sum(share, [factor(cov) for cov in covs])
+        mixed = root @ root.transpose(1, 2)
+    mean = weighted_sum(share, [part.mean for part in parts])
+    return _gaussian(parts, mean, mixed - eps * _eye(mixed))
+
+
+def _gaussian(parts: Sequence[Moments], mean: Tensor, between: Tensor) -> Moments:
+    """Moments that mix parts, the counts added, in the dtype of the mean."""
     count = torch.stack([part.count for part in parts]).sum(0)
-    cov = symmetrized(between - eps * _eye(between)).to(mean)
-    var = cov.diagonal(dim1=1, dim2=2).clone()
-    return Moments(count, mean, var, cov, parts[0].partition)
+    cov = symmetrized(between).to(mean)
+    return Moments(count, mean, cov.diagonal(dim1=1, dim2=2).clone(), cov, parts[0].partition)
 
 
 def _fixed_point(covs: Sequence[Tensor], share: Sequence[float], iterations: int) -> Tensor:

@@ -83,7 +83,7 @@ def move_colors(
     One affine map of colours a region: the optimal transport from the region's mean and covariance
     of RGB to the painting's (Pitié & Kokaram 2007, the Monge–Kantorovitch map), with a ridge. It is
     taken in sRGB as it is stored: in linear light shadows lose their drawing, and Oklab showed no
-    gain (`docs/stylization.md`). Memory does not grow with the picture, but for the result.
+    gain (`docs/photo-mode.md`). Memory does not grow with the picture, but for the result.
 
     Args:
         image: (1, 3, H, W) uint8, or float in [0, 1].

@@ -8,7 +8,7 @@ and light, but no trace of their own: a straight line stays one, at any size.
 Local affine maps of colours are what photo-real transfer is held to by Luan et al. 2017; they are
 fitted there, and in guided filters (He et al. 2013), by regression. Transport needs no painted
 edge to lie where the photo's is, and keeps the contrast that regression loses where it does not
-(`docs/stylization.md` compares them, and the Haar skips of Yoo et al. 2019).
+(`docs/photo-mode.md` compares them, and the Haar skips of Yoo et al. 2019).
 """
 
 from __future__ import annotations

@@ -18,14 +18,10 @@ from torch import Tensor
 
 from ..errors import InputError, unknown
 from ..files import atomic_path
-from ..norm import Moments, barycenter, mix
-from ..norm.operations import COLORING
+from ..norm import Moments, barycenter, mix, mix_factors
 from .style_file import COLORS, FORMAT, list_presets, preset_path, read_style_file
 
 __all__ = ["Style", "blend", "list_presets", "load_style", "preset_path"]
-
-_EPS = 1e-6
-"""Keeps covariances of fewer samples than channels invertible; taken off again."""
 
 
 @dataclass(frozen=True)
@@ -121,25 +117,11 @@ def _deviations_averaged(parts: Sequence[Moments], weights: Sequence[float]) -> 
     return mix([part.diagonal() for part in parts], weights, "std")
 
 
-def _factors_averaged(
-    parts: Sequence[Moments], weights: Sequence[float], method: str = "zca"
-) -> Moments:
-    """Average what covariances are the square of: Σ^½ (zca) or Cholesky's factor."""
-    mean = mix([part.diagonal() for part in parts], weights)
-    ridge = _EPS * torch.eye(mean.mean.shape[1], dtype=torch.float64)
-    factor = torch.zeros_like(ridge)
-    for part, weight in zip(parts, weights, strict=True):
-        cov = torch.as_tensor(part.cov).double() + ridge
-        factor = factor + weight / sum(weights) * COLORING[method](cov)
-    cov = (factor @ factor.mT - ridge).to(mean.mean)
-    return Moments(mean.count, mean.mean, cov.diagonal(dim1=1, dim2=2).clone(), cov)
-
-
 _BLENDS: dict[str, Callable[[Sequence[Moments], Sequence[float]], Moments]] = {
     "adain": _deviations_averaged,
-    "wct": _factors_averaged,
+    "wct": mix_factors,
     "ot": barycenter,
-    "cholesky": partial(_factors_averaged, method="cholesky"),
+    "cholesky": partial(mix_factors, method="cholesky"),
 }
 """Of each method of `norm.TRANSFERS` what averages the moments of a level."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,10 @@ from ...errors import unknown
 
 _WEIGHTS = np.array(LUMA, np.float32)[:, None]
 
-_RIDGE = 1e-3
-"""As `normapps.style.color` has it."""
+_MODES = ("luma", "transport")
+
+_RIDGE, _KEPT_RIDGE = 1e-3, 1e-4
+"""As `normapps.style.color` has them: of a painting's colours, and of the photo's own."""
 
 _BAND = 1 << 19
 """Pixels that are computed on at once."""
@@ -64,15 +66,10 @@ def move_colors(pixels: np.ndarray, wanted: Colors, alpha: float = 1.0) -> np.nd
     Returns:
         (H, W, 3) uint8.
     """
-    own = Colors.of(pixels)
-    matrix = _optimal(*(part.cov + _RIDGE * np.eye(3) for part in (own, wanted)))
-    matrix = ((1 - alpha) * np.eye(3) + alpha * matrix).astype(np.float32)
-    mean = ((1 - alpha) * own.mean + alpha * wanted.mean).astype(np.float32)
+    move = _map(Colors.of(pixels), wanted, _RIDGE, alpha)
     out = np.empty_like(pixels)
     for band in _bands(pixels):
-        photo = pixels[band].astype(np.float32) / 255
-        moved = (photo - own.mean.astype(np.float32)) @ matrix.T + mean
-        out[band] = np.rint(_into_gamut(moved) * 255)
+        out[band] = np.rint(_into_gamut(move(pixels[band].astype(np.float32) / 255)) * 255)
     return out
 
 
@@ -93,9 +90,26 @@ def preserve_color(output: np.ndarray, content: np.ndarray, mode: str) -> np.nda
         return output
     if mode not in _MODES:
         raise unknown("preserve_color", mode, ("none", *_MODES))
-    painted, photo = (x.astype(np.float32) / 255 for x in (output, content))
-    recolored = np.clip(_MODES[mode](painted, photo), 0, 1) * 255
-    return np.asarray(np.rint(recolored), np.uint8)
+    move = None
+    if mode == "transport":
+        move = _map(Colors.of(output), Colors.of(content), _KEPT_RIDGE)
+    out = np.empty_like(output)
+    for band in _bands(output):
+        painted, photo = (x[band].astype(np.float32) / 255 for x in (output, content))
+        colored = _with_chroma(painted, photo) if move is None else move(painted)
+        out[band] = np.rint(np.clip(colored, 0, 1) * 255)
+    return out
+
+
+def _map(
+    own: Colors, wanted: Colors, ridge: float, alpha: float = 1.0
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What moves colours (…, 3) from mean and covariance to others by the optimal map."""
+    eye = np.eye(3)
+    matrix = (1 - alpha) * eye + alpha * _optimal(own.cov + ridge * eye, wanted.cov + ridge * eye)
+    mean = (1 - alpha) * own.mean + alpha * wanted.mean
+    turned, center, goal = (x.astype(np.float32) for x in (matrix.T, own.mean, mean))
+    return lambda colors: np.asarray((colors - center) @ turned + goal)
 
 
 def _bands(pixels: np.ndarray) -> list[slice]:
@@ -121,26 +135,10 @@ def _shrunk(luma: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     return np.asarray(luma + chroma * np.minimum(room.min(2, keepdims=True), 1))
 
 
-def _transported(output: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """Move mean and covariance of the colours to the content's by the optimal map."""
-    (own_mean, own), (mean, wanted) = (_moments(x) for x in (output, content))
-    matrix = _optimal(own, wanted)
-    return np.asarray((output - own_mean) @ matrix.astype(np.float32).T + mean)
-
-
 def _optimal(own: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The optimal transport between two covariances: (3, 3), symmetric."""
     root, inverse = _roots(own)
     return np.asarray(inverse @ _roots(root @ wanted @ root)[0] @ inverse)
-
-
-def _moments(image: np.ndarray, eps: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (3,) and covariance (3, 3) of the colours, with a ridge."""
-    colors = image.reshape(-1, 3)
-    mean = colors.mean(0, dtype=np.float64)
-    centred = colors - mean.astype(np.float32)
-    cov = (centred.T @ centred).astype(np.float64) / len(colors)
-    return mean.astype(np.float32), cov + eps * np.eye(3)
 
 
 def _roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,6 +146,3 @@ def _roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = np.linalg.eigh(matrix)
     roots = np.sqrt(np.maximum(values, np.finfo(float).eps * values[-1]))
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
-
-
-_MODES = {"luma": _with_chroma, "transport": _transported}
