@@ -58,6 +58,9 @@ class TrainOptions:
     style_weight: float = option(24.0, "weight of the relative moment distance", low=0)
     gram_weight: float = option(6.0, "weight of the relative Gram distance", low=0)
     identity_weight: float = option(8.0, "weight of reconstructing a photo from itself", low=0)
+    structure_weight: float = option(
+        4.0, "weight of the photograph's fine structure (1 - SSIM of the greys)", low=0
+    )
     lattice_weight: float = option(1.0, "weight of the pixel-shuffle lattice penalty", low=0)
     temporal_weight: float = option(
         0.0, "weight of drawing a photo alike when it moves by pixels (for video)", low=0

@@ -31,7 +31,14 @@ from ..models.folder import load_model, save_model
 from ..models.shipped import resolve_model
 from ..models.vgg import Vgg19, load_vgg19
 from .draws import Batch, Draws, as_tensor, look, sources
-from .losses import LAYERS, content_distance, gram_distance, lattice, style_distance
+from .losses import (
+    LAYERS,
+    content_distance,
+    gram_distance,
+    lattice,
+    structure_distance,
+    style_distance,
+)
 from .options import TrainOptions
 from .temporal import FURTHEST, shifted, unsteadiness
 
@@ -118,6 +125,7 @@ def losses(
         "style": style_distance(got, batch.wanted_style).mean(),
         "gram": gram_distance(got, batch.wanted_style).mean(),
         "identity": F.l1_loss(identity, batch.content[:1]),
+        "structure": structure_distance(output, batch.content),
         "lattice": lattice(output).mean() + lattice(identity).mean(),
         "range": (output - output.clamp(0, 1)).abs().mean(),
     }
@@ -126,6 +134,7 @@ def losses(
         "style": options.style_weight,
         "gram": options.gram_weight,
         "identity": options.identity_weight,
+        "structure": options.structure_weight,
         "lattice": options.lattice_weight,
         "range": 10.0,
     }

@@ -11,8 +11,10 @@ from normapps.style.losses import (
     gram,
     gram_distance,
     lattice,
+    structure_distance,
     style_distance,
 )
+from normapps.style.quality import ssim
 
 
 def features(seed: int, channels: int = 5, height: int = 6, width: int = 7) -> torch.Tensor:
@@ -96,6 +98,18 @@ def naive_lattice(image: np.ndarray, period: int = 4) -> float:
     whole = fine[: height - height % period, : width - width % period]
     cells = [whole[i::period, j::period].mean() for i in range(period) for j in range(period)]
     return float(np.std(cells) / (np.std(fine) + 1e-4))
+
+
+def test_structure_distance_is_one_minus_ssim_of_all_pictures(astronaut: np.ndarray) -> None:
+    noise = np.random.default_rng(0).integers(-40, 41, astronaut.shape)
+    drawn = (astronaut[::-1], np.clip(astronaut + noise, 0, 255).astype(np.uint8))
+    one, two = (
+        torch.from_numpy(np.stack(each).copy()).permute(0, 3, 1, 2) / 255
+        for each in (drawn, (astronaut, astronaut))
+    )
+    want = 1 - np.mean([ssim(each, astronaut) for each in drawn])
+    assert structure_distance(one, two).item() == pytest.approx(want, abs=1e-5)
+    assert structure_distance(two, two).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_lattice_is_what_its_definition_says() -> None:
