@@ -34,7 +34,13 @@ class LayerInstanceNorm(AffineNorm):
         rho: (C,), from 0.
     """
 
-    taxonomy: ClassVar = Taxonomy("instance and layer", "standardize", "affine", "Kim et al. 2020")
+    taxonomy: ClassVar = Taxonomy(
+        "instance and layer",
+        "standardize",
+        "affine",
+        "Kim et al. 2020",
+        "2 passes, at inference too",
+    )
     first_rho: ClassVar[float] = 0.0
 
     def __init__(
@@ -88,7 +94,11 @@ class AdaLIN(ConditionalLayer, LayerInstanceNorm):
     """
 
     taxonomy: ClassVar = Taxonomy(
-        "instance and layer", "standardize", "from a latent", "Kim et al. 2020"
+        "instance and layer",
+        "standardize",
+        "from a latent",
+        "Kim et al. 2020",
+        "2 passes, at inference too, a product with the latent",
     )
     first_rho: ClassVar[float] = 0.9
 

@@ -32,7 +32,11 @@ class AdaIN(ConditionalLayer, AffineNorm):
     """
 
     taxonomy: ClassVar = Taxonomy(
-        "instance", "standardize", "another image's moments", "Huang & Belongie 2017"
+        "instance",
+        "standardize",
+        "another image's moments",
+        "Huang & Belongie 2017",
+        "2 passes, at inference too; the style is measured before",
     )
 
     def __init__(

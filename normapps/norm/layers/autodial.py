@@ -54,7 +54,11 @@ class AutoDIAL(SharedDomainNorm):
     """
 
     taxonomy: ClassVar = Taxonomy(
-        "batch, mixed over domains", "standardize", "affine", "Carlucci et al. 2017"
+        "batch, mixed over domains",
+        "standardize",
+        "affine",
+        "Carlucci et al. 2017",
+        "2 passes; inference 1",
     )
     is_coupled: ClassVar[bool] = True
 

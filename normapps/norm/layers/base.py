@@ -52,12 +52,20 @@ class NoStatisticsError(NormappsError, AttributeError):
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """A layer's place among the normalization methods (Huang et al. 2023)."""
+    """A method's place among the normalization methods (Huang et al. 2023), and what it costs.
+
+    Attributes:
+        partition, operation, recovery: the three steps, in words.
+        paper: author and year.
+        cost: of a training step: readings of the activation (`passes`), or the matrix work, with
+            d channels in a group; then what is left of it at inference.
+    """
 
     partition: str
     operation: str
     recovery: str
     paper: str
+    cost: str = ""
 
 
 class NormLayer(nn.Module):

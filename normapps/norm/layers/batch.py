@@ -36,7 +36,13 @@ class BatchNorm(Tracking, _BatchNorm):
         layout, act, drop: see `NormLayer`.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch", "standardize", "affine", "Ioffe & Szegedy 2015")
+    taxonomy: ClassVar = Taxonomy(
+        "batch",
+        "standardize",
+        "affine",
+        "Ioffe & Szegedy 2015",
+        "2 passes; inference 1, 0 when folded",
+    )
     own_layout: ClassVar[str] = "any"
 
     def __init__(

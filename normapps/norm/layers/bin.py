@@ -27,7 +27,13 @@ class BatchInstanceNorm(MixedNorm):
         gate: (C,) ρ, from 1.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch and instance", "standardize", "affine", "Nam & Kim 2018")
+    taxonomy: ClassVar = Taxonomy(
+        "batch and instance",
+        "standardize",
+        "affine",
+        "Nam & Kim 2018",
+        "2 passes, at inference too",
+    )
 
     def add_mixture(self, place: dict[str, Any]) -> None:
         """Register the gate, open to the batch."""

@@ -42,7 +42,11 @@ class ConditionalNorm(ModulatedNorm):
     """
 
     taxonomy: ClassVar = Taxonomy(
-        "batch or instance", "standardize", "affine of the class", "Dumoulin et al. 2017"
+        "batch or instance",
+        "standardize",
+        "affine of the class",
+        "Dumoulin et al. 2017",
+        "2 passes; inference 1 over the batch, 2 over the instance",
     )
 
     def __init__(

@@ -63,7 +63,9 @@ class DomainNorm(Tracking, ConditionalLayer):
         InputError: fewer than 1 channel or domain, an unknown `unseen` or layout.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch", "standardize", "affine a domain", "Chang et al. 2019")
+    taxonomy: ClassVar = Taxonomy(
+        "batch", "standardize", "affine a domain", "Chang et al. 2019", "2 passes; inference 1"
+    )
     is_coupled: ClassVar[bool] = False
     """Whether what a domain is normalized with depends on the other domains' moments."""
     tracked: ClassVar[tuple[str, ...]] = ("running_mean", "running_var", "num_batches_tracked")

@@ -35,7 +35,13 @@ class GhostBatchNorm(BatchNorm):
         InputError: no channels, or fewer than one chunk.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch, chunks", "standardize", "affine", "Hoffer et al. 2017")
+    taxonomy: ClassVar = Taxonomy(
+        "batch, chunks",
+        "standardize",
+        "affine",
+        "Hoffer et al. 2017",
+        "2 passes; inference 1, 0 when folded",
+    )
 
     def __init__(
         self,

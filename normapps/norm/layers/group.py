@@ -21,7 +21,9 @@ class GroupNorm(AffineNorm):
         layout, act, drop: see `NormLayer`.
     """
 
-    taxonomy: ClassVar = Taxonomy("group", "standardize", "affine", "Wu & He 2018")
+    taxonomy: ClassVar = Taxonomy(
+        "group", "standardize", "affine", "Wu & He 2018", "2 passes, at inference too"
+    )
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class IBN(MixedNorm):
         "standardize",
         "affine",
         "Pan et al. 2018",
+        "2 passes, at inference too",
     )
 
     def __init__(

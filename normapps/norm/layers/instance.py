@@ -17,7 +17,9 @@ class InstanceNorm(AffineNorm):
     position alone has no variance: that is an error in training and at inference.
     """
 
-    taxonomy: ClassVar = Taxonomy("instance", "standardize", "affine", "Ulyanov et al. 2016")
+    taxonomy: ClassVar = Taxonomy(
+        "instance", "standardize", "affine", "Ulyanov et al. 2016", "2 passes, at inference too"
+    )
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""

@@ -18,7 +18,9 @@ class LayerNorm(AffineNorm):
     normalized at each position by itself (timm's `LayerNorm2d`) see `PositionNorm`.
     """
 
-    taxonomy: ClassVar = Taxonomy("layer", "standardize", "affine", "Ba et al. 2016")
+    taxonomy: ClassVar = Taxonomy(
+        "layer", "standardize", "affine", "Ba et al. 2016", "2 passes, at inference too"
+    )
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""

@@ -17,7 +17,9 @@ class PositionNorm(AffineNorm):
     and give the moments back to a later layer instead.
     """
 
-    taxonomy: ClassVar = Taxonomy("position", "standardize", "affine", "Li et al. 2019")
+    taxonomy: ClassVar = Taxonomy(
+        "position", "standardize", "affine", "Li et al. 2019", "2 passes, at inference too"
+    )
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize and recover (N, C, *S)."""

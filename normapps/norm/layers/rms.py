@@ -21,7 +21,9 @@ class RmsNorm(AffineNorm):
         layout, act, drop: see `NormLayer`.
     """
 
-    taxonomy: ClassVar = Taxonomy("position", "scale", "affine", "Zhang & Sennrich 2019")
+    taxonomy: ClassVar = Taxonomy(
+        "position", "scale", "affine", "Zhang & Sennrich 2019", "2 passes, at inference too"
+    )
     eps: Any
 
     def __init__(

@@ -30,7 +30,13 @@ class SelfModulatedNorm(ModulatedNorm):
         InputError: a width below 1, or an unknown base.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch", "standardize", "from the latent", "Chen et al. 2019")
+    taxonomy: ClassVar = Taxonomy(
+        "batch",
+        "standardize",
+        "from the latent",
+        "Chen et al. 2019",
+        "2 passes and an MLP a sample; inference 1",
+    )
 
     def __init__(
         self,

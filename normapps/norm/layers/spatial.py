@@ -43,7 +43,11 @@ class SpatialNorm(ModulatedNorm):
     """
 
     taxonomy: ClassVar = Taxonomy(
-        "batch or instance", "standardize", "a map, from a map", "Park et al. 2019"
+        "batch or instance",
+        "standardize",
+        "a map, from a map",
+        "Park et al. 2019",
+        "2 passes and 2 convolutions of the map, at inference too",
     )
 
     def __init__(

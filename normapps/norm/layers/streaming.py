@@ -68,7 +68,13 @@ class StreamingNorm(BatchNorm):
             no running statistics.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch, stream", "standardize", "affine", "Schneider et al. 2020")
+    taxonomy: ClassVar = Taxonomy(
+        "batch, stream",
+        "standardize",
+        "affine",
+        "Schneider et al. 2020",
+        "2 passes; inference 1, 0 when folded",
+    )
     seen_mean: Tensor
     seen_var: Tensor
     seen_count: Tensor

@@ -32,7 +32,11 @@ class SwitchableNorm(MixedNorm):
     """
 
     taxonomy: ClassVar = Taxonomy(
-        "mix of instance, layer and batch", "standardize", "affine", "Luo et al. 2019"
+        "mix of instance, layer and batch",
+        "standardize",
+        "affine",
+        "Luo et al. 2019",
+        "2 passes, at inference too",
     )
 
     def add_mixture(self, place: dict[str, Any]) -> None:

@@ -37,7 +37,9 @@ class TransNorm(SharedDomainNorm):
     Its options are those of `SharedDomainNorm`.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch", "standardize", "affine, gains", "Wang et al. 2019")
+    taxonomy: ClassVar = Taxonomy(
+        "batch", "standardize", "affine, gains", "Wang et al. 2019", "2 passes; inference 1"
+    )
     is_coupled: ClassVar[bool] = True
 
     def gain(self, domains: Moments) -> Tensor:
