@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .convert import sync_norm_ as sync_norm_
     from .convert import unfreeze_norm_ as unfreeze_norm_
     from .domain import DomainModel as DomainModel
+    from .gradient import normalize_gradients_ as normalize_gradients_
     from .layers.adaptive import AdaIN as AdaIN
     from .population import Population as Population
     from .population import apply_ as apply_
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
     from .registry import create_norm as create_norm
     from .registry import list_norms as list_norms
     from .weight import average_parameters as average_parameters
+    from .weight import constrain_ as constrain_
     from .weight import inspect as inspect
     from .weight import normalize_weights_ as normalize_weights_
+    from .weight import orthogonal_penalty as orthogonal_penalty
     from .weight import refresh_ as refresh_
     from .weight import remove_spectral_norm_ as remove_spectral_norm_
     from .weight import spectral_norm_ as spectral_norm_
@@ -65,6 +68,7 @@ _LAZY = {
     "Population": "population",
     "apply_": "population",
     "average_parameters": "weight",
+    "constrain_": "weight",
     "convert_norm": "convert",
     "convert_norm_": "convert",
     "create_norm": "registry",
@@ -72,7 +76,9 @@ _LAZY = {
     "inspect": "weight",
     "list_norms": "registry",
     "measure": "population",
+    "normalize_gradients_": "gradient",
     "normalize_weights_": "weight",
+    "orthogonal_penalty": "weight",
     "refresh_": "weight",
     "remove_spectral_norm_": "weight",
     "spectral_norm_": "weight",
@@ -103,6 +109,7 @@ __all__ = [
     "center",
     "channel_groups",
     "color",
+    "constrain_",
     "convert_norm",
     "convert_norm_",
     "create_norm",
@@ -115,7 +122,9 @@ __all__ = [
     "merge",
     "mix",
     "mix_factors",
+    "normalize_gradients_",
     "normalize_weights_",
+    "orthogonal_penalty",
     "part_way",
     "population",
     "refresh_",

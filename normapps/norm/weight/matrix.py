@@ -187,6 +187,11 @@ def in_float32(weight: Tensor) -> Tensor:
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
+def in_float64(weight: Tensor) -> Tensor:
+    """Return the weight in float64, on Metal, which has none, in float32."""
+    return in_float32(weight) if weight.device.type == "mps" else weight.double()
+
+
 def spectrum(matrix: Tensor) -> Tensor:
     """Return the singular values of (..., M, N), descending, float64; NaN of a not finite one."""
     if not bool(matrix.isfinite().all()):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from ...errors import InputError, unknown
+from ...errors import InputError
 from ..precision import without_autocast
 from ..undo import Undo
 from .matrix import (
@@ -30,25 +30,8 @@ from .matrix import (
     keeping_order,
     parametrization,
     remove_parametrization_,
-    take_off_,
 )
-from .spectral import spectral_norm_
-
-
-def normalize_weights_(module: nn.Module, method: str, **options: Any) -> Undo:
-    """Normalize the weights of a layer or network by a method's name.
-
-    Args:
-        module: changed in place.
-        method: a key of `WEIGHT_METHODS`.
-        options: that method's own, and `name`, `include`, `exclude`.
-
-    Raises:
-        InputError: an unknown method, and what the method raises.
-    """
-    if method not in WEIGHT_METHODS:
-        raise unknown("weight normalization", method, WEIGHT_METHODS)
-    return WEIGHT_METHODS[method](module, **options)
+from .proxy import Proxy, add_proxies_, checked
 
 
 def weight_standardization_(
@@ -76,17 +59,12 @@ def weight_standardization_(
     Raises:
         InputError: no such layer, a weight that is parametrized already, or rows of one element.
     """
-    undo = Undo()
     layers = find_layers(module, name, include, exclude)
     for path, layer in layers:
         if Axes.of(layer).matrix(layer.get_parameter(name)).shape[1] < 2:
             raise InputError(f"{path}: rows of one element have no variance; exclude it")
-    for _, layer in layers:
-        added = WeightStandardization(Axes.of(layer), layer.get_parameter(name).shape, eps)
-        with keeping_order(layer, name):
-            parametrize.register_parametrization(layer, name, added, unsafe=True)
-        undo.add(functools.partial(take_off_, layer, name, added))
-    return undo
+    make = functools.partial(WeightStandardization, eps=eps)
+    return add_proxies_([layer for _, layer in layers], name, make)
 
 
 def centered_weight_norm_(
@@ -251,25 +229,16 @@ def _norm(weight: Tensor, eps: float) -> Tensor:
     return weight.square().sum(1, keepdim=True).clamp_min(eps**2).sqrt()
 
 
-class WeightStandardization(nn.Module):
+class WeightStandardization(Proxy):
     """The parametrization behind `weight_standardization_`."""
 
     def __init__(self, axes: Axes, shape: torch.Size, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.axes, self.shape, self.eps = axes, shape, eps
-        self._is_registered = False
+        super().__init__(axes, shape)
+        self.eps = eps
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the standardized weight in the weight's shape and dtype."""
-        rows = standardize_weight(self.axes.matrix(weight), self.eps)
-        return self.axes.stored(rows, self.shape).to(weight.dtype)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """Take `value` as the weight that is trained and standardized."""
-        if self._is_registered:
-            return _checked(value, self.shape).clone()
-        self._is_registered = True  # torch asks once, with the parameter itself
-        return value
+    def rows(self, matrix: Tensor) -> Tensor:
+        """Return the standardized rows."""
+        return standardize_weight(matrix, self.eps)
 
     def extra_repr(self) -> str:
         """Return what `print(network)` shows in the brackets."""
@@ -290,7 +259,7 @@ class CenteredWeightNorm(nn.Module):
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return g and v of the centred `value`."""
-        value = _checked(value, self.shape)
+        value = checked(value, self.shape)
         length = _center(self.axes.matrix(value)).square().sum(1, keepdim=True).sqrt()
         return length.to(value.dtype), value.clone()
 
@@ -324,7 +293,7 @@ class Orthogonal(nn.Module):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Return the parameters of the orthogonal factor of `value`."""
-        value = _checked(value, self.shape)
+        value = checked(value, self.shape)
         with _fixed_seed():
             found: Tensor = self.inner.right_inverse(self.axes.matrix(value.cpu()))
         self.inner.to(value.device)
@@ -337,12 +306,6 @@ def _fixed_seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(0)
         yield
-
-
-def _checked(value: Tensor, shape: torch.Size) -> Tensor:
-    if value.shape != shape:
-        raise InputError(f"a weight of {tuple(value.shape)} was assigned; must be {tuple(shape)}")
-    return value.detach()
 
 
 def _reparametrize(
@@ -373,12 +336,3 @@ def _bring_back(layer: nn.Module, name: str, former: nn.Parameter, value: Tensor
     remove_parametrization_(layer, name)
     former.data = value.to(layer.get_parameter(name))
     layer.register_parameter(name, former)
-
-
-WEIGHT_METHODS: dict[str, Callable[..., Undo]] = {
-    "spectral": spectral_norm_,
-    "standardized": weight_standardization_,
-    "centered": centered_weight_norm_,
-    "weight": weight_norm_,
-    "orthogonal": orthogonal_,
-}

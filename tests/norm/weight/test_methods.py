@@ -17,16 +17,15 @@ import normapps.models  # noqa: F401  the guard before timm
 from normapps.errors import InputError
 from normapps.norm.undo import Undo
 from normapps.norm.weight.methods import (
-    WEIGHT_METHODS,
     centered_weight,
     centered_weight_norm_,
-    normalize_weights_,
     orthogonal_,
     remove_weight_norm_,
     standardize_weight,
     weight_norm_,
     weight_standardization_,
 )
+from normapps.norm.weight.registry import WEIGHT_METHODS, normalize_weights_
 from normapps.norm.weight.spectral import spectral_norm_
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
