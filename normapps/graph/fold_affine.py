@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..norm.condition import ConditionalLayer
 from ..norm.convert.sites import Site
 from ..norm.layers.batch import BatchNorm
+from ..norm.layers.mean_only import MeanOnlyBatchNorm
+from ..norm.layers.switchable_whitening import SwitchableWhitening
 from ..norm.layers.tracking import Tracking
 from ..norm.layers.whitening import Whitening
 
@@ -70,7 +72,8 @@ def reason_against(site: Site) -> str:
         return site.refusal
     if isinstance(layer, ConditionalLayer):
         return "normalizes by a condition; fold what is made for one (DomainModel.export(domain))"
-    if isinstance(layer, Tracking) and not isinstance(layer, BatchNorm | Whitening):
+    fixed = isinstance(layer, BatchNorm | Whitening | MeanOnlyBatchNorm)
+    if isinstance(layer, Tracking) and (not fixed or isinstance(layer, SwitchableWhitening)):
         return "measures each input at inference, too"
     if site.tensor("running_mean") is None:
         return "keeps no statistics and measures each batch (track_running_stats=False)"
@@ -86,6 +89,8 @@ def affine_of(site: Site) -> Affine:
     """
     if isinstance(site.module, Whitening):
         return _of_whitening(site.module)
+    if isinstance(site.module, MeanOnlyBatchNorm):
+        return _of_centring(site)
     mean, var = (_wide(site.tensor(f"running_{name}"), site, 0.0) for name in ("mean", "var"))
     gamma, beta = _wide(site.tensor("weight"), site, 1.0), _wide(site.tensor("bias"), site, 0.0)
     inverse = (var + _eps(site.module)).rsqrt()
@@ -100,6 +105,14 @@ def _of_whitening(layer: Whitening) -> Affine:
     factor, cov = (torch.block_diag(*each) for each in (matrix.double(), _cov(population.cov)))
     shift, mean = shift.double().flatten(), population.mean.double().flatten()
     return Affine(factor, shift, factor @ mean + shift, (factor @ cov * factor).sum(1))
+
+
+def _of_centring(site: Site) -> Affine:
+    """γ(x−μ) + β; how much x varies is not known."""
+    mean = _wide(site.tensor("running_mean"), site, 0.0)
+    gamma, beta = _wide(site.tensor("weight"), site, 1.0), _wide(site.tensor("bias"), site, 0.0)
+    unknown = torch.full_like(beta, math.nan)
+    return Affine(gamma, beta - mean * gamma, unknown, unknown.clone())
 
 
 def _cov(cov: Tensor | None) -> Tensor:

@@ -11,25 +11,40 @@ from typing import Any
 from ..errors import InputError, unknown
 from .layers.adalin import AdaLIN, LayerInstanceNorm
 from .layers.adaptive import AdaIN
+from .layers.attentive import AttentiveNorm
 from .layers.autodial import AutoDIAL
 from .layers.base import NormLayer, Piece
 from .layers.batch import BatchNorm
 from .layers.bin import BatchInstanceNorm
 from .layers.coloring import ColoringNorm, ConditionalColoringNorm
 from .layers.conditional import ConditionalNorm
+from .layers.diminishing import DiminishingNorm
 from .layers.domain import DomainNorm
 from .layers.domain_whitening import DomainWhitening
+from .layers.frn import FilterResponseNorm
 from .layers.ghost import GhostBatchNorm
 from .layers.group import GroupNorm
+from .layers.group_whitening import GroupWhitening
 from .layers.ibn import IBN
+from .layers.iebn import InstanceEnhancementNorm
 from .layers.instance import InstanceNorm
+from .layers.l1 import L1BatchNorm, TopKBatchNorm
 from .layers.layer import LayerNorm
+from .layers.mean_only import MeanOnlyBatchNorm
+from .layers.memorized import MemorizedNorm
+from .layers.moving import MovingNorm
+from .layers.online import OnlineNorm
+from .layers.pca import PCANorm
 from .layers.position import PositionNorm
+from .layers.prong import ProngNorm
+from .layers.region import RegionNorm
+from .layers.renorm import BatchRenorm
 from .layers.rms import RmsNorm
 from .layers.self_modulated import SelfModulatedNorm
 from .layers.spatial import SpatialNorm
 from .layers.streaming import StreamingNorm
 from .layers.switchable import SwitchableNorm
+from .layers.switchable_whitening import SwitchableWhitening
 from .layers.transnorm import TransNorm
 from .layers.whitening import CholeskyNorm, IterNorm, ZCANorm
 
@@ -47,9 +62,25 @@ NORMS: dict[str, type[NormLayer]] = {
     "autodial": AutoDIAL,
     "transnorm": TransNorm,
     "domain_whitening": DomainWhitening,
+    "renorm": BatchRenorm,
+    "mean_only": MeanOnlyBatchNorm,
+    "l1": L1BatchNorm,
+    "top_k": TopKBatchNorm,
+    "frn": FilterResponseNorm,
+    "pca": PCANorm,
+    "group_whitening": GroupWhitening,
+    "switchable_whitening": SwitchableWhitening,
+    "region": RegionNorm,
+    "iebn": InstanceEnhancementNorm,
+    "attentive": AttentiveNorm,
     "batch": BatchNorm,
     "ghost": GhostBatchNorm,
     "streaming": StreamingNorm,
+    "diminishing": DiminishingNorm,
+    "memorized": MemorizedNorm,
+    "moving": MovingNorm,
+    "online": OnlineNorm,
+    "prong": ProngNorm,
     "zca": ZCANorm,
     "cholesky": CholeskyNorm,
     "iternorm": IterNorm,

@@ -40,13 +40,12 @@ def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues (..., D), ascending and positive, and eigenvectors (..., D, D).
 
-    The gradient is `eigh`'s own: NaN where eigenvalues agree.
+    The gradient is `eigh`'s own but where eigenvalues agree to float32's resolution of the
+    largest: there that is NaN, or noise, and here the axes count as fixed.
     """
-    values, vectors = torch.linalg.eigh(symmetrized(matrix))
-    info = torch.finfo(values.dtype)
-    # the cube of a root stands in the denominator of a gradient and must not underflow
-    smallest = (info.eps * values[..., -1:]).clamp_min(info.tiny**0.6)
-    return values.maximum(smallest), vectors
+    apply: Any = _Eigen.apply
+    values, vectors = apply(symmetrized(matrix))
+    return _positive(values), vectors
 
 
 def cholesky(matrix: Tensor) -> Tensor:
@@ -69,13 +68,40 @@ def symmetrized(matrix: Tensor) -> Tensor:
     return (matrix + matrix.transpose(-1, -2)) / 2
 
 
+def _positive(values: Tensor) -> Tensor:
+    info = torch.finfo(values.dtype)
+    # the cube of a root stands in the denominator of a gradient and must not underflow
+    smallest = (info.eps * values[..., -1:]).clamp_min(info.tiny**0.6)
+    return values.maximum(smallest)
+
+
+class _Eigen(torch.autograd.Function):
+    """eigh of symmetric matrices: ∂Σ = U(∂Λ + (Uᵀ∂U)/(λj−λi))Uᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        return values, vectors
+
+    @staticmethod
+    def backward(ctx: Any, of_values: Tensor, of_vectors: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors
+        gaps = values.unsqueeze(-2) - values.unsqueeze(-1)
+        noise = torch.finfo(torch.float32).eps * values.abs().amax(-1)[..., None, None]
+        turned = vectors.transpose(-1, -2)
+        with without_autocast(values):
+            inner = (turned @ of_vectors) / gaps.masked_fill(gaps.abs() <= noise, torch.inf)
+            return symmetrized(vectors @ (inner + of_values.diag_embed()) @ turned)
+
+
 class _Roots(torch.autograd.Function):
     """Σ^½ and Σ^-½ by one eigh, with the closed-form gradient."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = eigen(matrix)
-        roots = values.sqrt()
+        values, vectors = torch.linalg.eigh(symmetrized(matrix))
+        roots = _positive(values).sqrt()
         with without_autocast(matrix):
             root = (vectors * roots.unsqueeze(-2)) @ vectors.transpose(-1, -2)
             inverse = (vectors / roots.unsqueeze(-2)) @ vectors.transpose(-1, -2)

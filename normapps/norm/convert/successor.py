@@ -111,7 +111,7 @@ def _carried(site: Site, norm: str) -> dict[str, Any]:
         found["sync"] = True
     if getattr(old, "eps", None) is not None or norm == "rms" == site.norm:
         found["eps"] = old.eps
-    if norm_class(norm).taxonomy.operation not in _SAME_EPS:
+    if not norm_class(norm).taxonomy.operation.startswith(_SAME_EPS):
         found.pop("eps", None)  # a ridge on a covariance is another thing than eps
     if site.is_ours and norm == site.norm:
         found |= {name: vars(old)[name] for name in known if name in vars(old)}

@@ -34,6 +34,7 @@ def _condition(name: str, x: Tensor) -> object:
     made = {
         "conditional": torch.arange(n, device=x.device) % 4,
         "adaptive": Moments.of(x.float().flip(0) * 2),
+        "region": torch.rand(n, 1, 4, 4, generator=generator).gt(0.4).to(x.device),
         "spatial": torch.randn(n, 2, 4, 4, generator=generator).to(x.device),
         **dict.fromkeys(
             ("domain", "autodial", "transnorm", "domain_whitening"),
