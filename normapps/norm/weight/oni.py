@@ -77,7 +77,8 @@ def newton_rows(weight: Tensor, iterations: int = 5, scale: float = sqrt(2)) -> 
     rows = rows / bound.clamp_min(torch.finfo(rows.dtype).tiny).sqrt()
     for _ in range(iterations):
         rows = 1.5 * rows - 0.5 * _cube(rows)
-    return scale * rows
+    # of tall weights the centred direction is rounding that every step makes half as large again
+    return scale * (rows - rows.mean(1, keepdim=True))
 
 
 def _smaller_gram(rows: Tensor) -> Tensor:
