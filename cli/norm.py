@@ -16,6 +16,7 @@ import typer
 from normapps.analysis.options import ConvertOptions, StatsOptions
 from normapps.models.options import MODEL_HELP
 
+from .norm_analyze import analyze
 from .parameters import with_options
 
 if TYPE_CHECKING:
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from normapps.analysis.conversion import ConvertReport
     from normapps.analysis.statistics import StatsReport
 
-app = typer.Typer(no_args_is_help=True, help="Normalization layers: list, show, convert, measure.")
+app = typer.Typer(
+    no_args_is_help=True, help="Normalization layers: list, show, convert, measure, explain."
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+
+app.command()(analyze)
 
 
 @app.command("list")

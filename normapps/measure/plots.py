@@ -46,12 +46,14 @@ class Dots:
         series: values by the name of the series; one that is not finite has no mark.
         axis: what the values are, with their unit.
         floor: where the axis begins; what is less, and 0, is drawn there.
+        mark: where a line across stands, and what it is.
     """
 
     names: Sequence[str]
     series: Mapping[str, Sequence[float]]
     axis: str
     floor: float
+    mark: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ class Lines:
         x: positions.
         series: values by the name of the series, as many as positions.
         axes: what positions and values are.
+        log: which axes are logarithmic: "x", "y", "xy".
+        marks: whether each position has a dot.
     """
 
     x: Sequence[float]
     series: Mapping[str, Sequence[float]]
     axes: tuple[str, str] = field(default=("", ""))
+    log: str = ""
+    marks: bool = False
 
 
 Plot = Bars | Dots | Histograms | Lines
@@ -144,9 +150,23 @@ def _draw(plot: Plot, axes: Axes) -> None:
     elif isinstance(plot, Histograms):
         _draw_histograms(plot, axes)
     else:
-        for colour, (name, values) in zip(_colours(plot), plot.series.items(), strict=True):
-            axes.plot(plot.x, values, label=name, color=colour)
-        axes.set(xlabel=plot.axes[0], ylabel=plot.axes[1])
+        _draw_lines(plot, axes)
+
+
+def _draw_lines(plot: Lines, axes: Axes) -> None:
+    for colour, (name, values) in zip(_colours(plot), plot.series.items(), strict=True):
+        mark = "o" if plot.marks else None
+        axes.plot(plot.x, values, label=name, color=colour, marker=mark, markersize=4)
+    axes.set(xlabel=plot.axes[0], ylabel=plot.axes[1])
+    if "y" in plot.log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+    if "x" in plot.log:  # positions on it are few and chosen: they are its ticks
+        axes.set_xscale("log")
+        axes.set_xticks(plot.x, [f"{each:g}" for each in plot.x])
+        axes.set_xticks([], minor=True)
 
 
 def _draw_bars(plot: Bars, axes: Axes) -> None:
@@ -172,6 +192,7 @@ def _draw_dots(plot: Dots, axes: Axes) -> None:
     ):
         style: dict[str, Any] = {"marker": mark, "s": 18, "zorder": 3, "clip_on": False}
         axes.scatter(_raised(values, plot.floor), rows, label=name, color=colour, **style)
+    _draw_mark(plot, axes)
     axes.grid(axis="y", color="#f3f4f6")
     _name_rows(plot, axes)
 
@@ -196,11 +217,15 @@ def _draw_histograms(plot: Histograms, axes: Axes) -> None:
         shape: dict[str, Any] = {"bins": plot.bins, "range": plot.span, "weights": weights}
         axes.hist(inside, **shape, color=colour, alpha=0.25)
         axes.hist(inside, **shape, color=colour, histtype="step", linewidth=1.6, label=name)
+    _draw_mark(plot, axes)
+    axes.set_xlim(low, high)
+    axes.set(xlabel=plot.axis, ylabel=plot.each if plot.counts else f"% of the {plot.each}")
+
+
+def _draw_mark(plot: Dots | Histograms, axes: Axes) -> None:
     if plot.mark is not None:
         place, text = plot.mark
         axes.axvline(place, color=_COLOURS[2], linewidth=1.4, linestyle="--", label=text)
-    axes.set_xlim(low, high)
-    axes.set(xlabel=plot.axis, ylabel=plot.each if plot.counts else f"% of the {plot.each}")
 
 
 def _colours(plot: Plot) -> list[str]:

@@ -35,6 +35,10 @@ class Verdict:
     reason: str
 
 
+NO_VERDICT = Verdict("", "")
+"""Of a report that explains and advises nothing."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of text and numbers.
@@ -79,7 +83,7 @@ class Report:
 
     Attributes:
         title: the page's.
-        verdict: what is advised.
+        verdict: what is advised; `NO_VERDICT` of a report that only explains.
         sections: for people.
         numbers: JSON values for programs, everything that the page shows and more.
         lead: lines below the title: what was done to what.
@@ -95,14 +99,16 @@ class Report:
 def write_report(folder: str | os.PathLike[str], report: Report) -> None:
     """Write `report.json` and `report.html` into a folder, replacing older ones.
 
-    The JSON has `title`, `verdict` and `reason` beside the numbers; numbers that are not finite
-    are null. Without matplotlib the page has tables only, and says so.
+    The JSON has `title` and, where there is a verdict, `verdict` and `reason` beside the numbers;
+    numbers that are not finite are null. Without matplotlib the page has tables only, and says so.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    facts = {"title": report.title, "verdict": report.verdict.verdict}
-    values = facts | {"reason": report.verdict.reason} | dict(report.numbers)
+    facts = {"title": report.title}
+    if report.verdict != NO_VERDICT:
+        facts |= {"verdict": report.verdict.verdict, "reason": report.verdict.reason}
+    values = facts | dict(report.numbers)
     text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(Path(folder) / JSON, text + "\n")
     write_text(Path(folder) / HTML, page(report))
@@ -119,8 +125,6 @@ def finite(values: Any) -> Any:
 
 def page(report: Report) -> str:
     """Return the report as one HTML page."""
-    verdict = report.verdict
-    kind = verdict.verdict.replace(" ", "-")
     lead = "".join(f"<p>{_text(line)}</p>" for line in report.lead)
     plots = "" if can_plot() or not _has_figures(report) else f"<p class=note>{_NO_PLOTS}</p>"
     sections = "".join(map(_section, report.sections))
@@ -129,8 +133,17 @@ def page(report: Report) -> str:
         "<meta name=viewport content='width=device-width'>"
         f"<title>{_text(report.title)}</title><style>{_CSS}</style></head>\n<body>"
         f"<h1>{_text(report.title)}</h1>{lead}"
+        f"{_verdict(report.verdict)}{plots}{sections}</body></html>\n"
+    )
+
+
+def _verdict(verdict: Verdict) -> str:
+    if verdict == NO_VERDICT:
+        return ""
+    kind = verdict.verdict.replace(" ", "-")
+    return (
         f"<div class='verdict {kind}'><strong>{_text(verdict.verdict)}</strong>"
-        f"<p>{_text(verdict.reason)}</p></div>{plots}{sections}</body></html>\n"
+        f"<p>{_text(verdict.reason)}</p></div>"
     )
 
 
