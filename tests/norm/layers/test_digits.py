@@ -14,9 +14,10 @@ from normapps.norm.layers.base import NormLayer
 from normapps.norm.registry import create_norm
 
 TRAINED: tuple[str, ...] = ("batch",)
+TRAINED += ("diminishing", "memorized", "moving", "online", "prong")
 """Names of layers without a condition that must learn digits."""
 
-OPTIONS: dict[str, dict[str, int]] = {}
+OPTIONS: dict[str, dict[str, int]] = {"prong": {"every": 10}, "moving": {"warmup": 20}}
 WIDTHS = (8, 16)
 TRAINING = 1280
 
