@@ -20,10 +20,10 @@ class AttentiveNorm(MixedNorm):
 
     λ = softmax(A·m + a) of the sample's channel means m (`attention`), and K scales and shifts.
 
-    Differs from the authors' code, where λ is a hard sigmoid of batch-normalized attention and the
-    γₖ start at random about 1: with the softmax, one of the paper's variants, the λₖ sum to 1 and
-    the γₖ may all start at 1. So the layer starts as batch norm, and a pretrained scale and shift
-    load into every row.
+    Differs from the authors' code, where λ is a hard sigmoid of batch-normalized attention to
+    mean/deviation and the γₖ start at random about 1: with the softmax, one of the paper's
+    variants, the λₖ sum to 1 and the γₖ may all start at 1. So the layer starts as batch norm, and
+    a pretrained scale and shift load into every row.
 
     Args:
         num_features: channels C.

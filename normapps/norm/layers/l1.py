@@ -99,11 +99,12 @@ class TopKBatchNorm(L1BatchNorm):
     """`L1BatchNorm` with s from the mean of the k largest distances, as they are of a Gaussian.
 
     s = c·(mean of the k largest |x−μ| of n), with c = (k/n)/(2φ(t)) and t = Φ⁻¹(1−k/(2n)), the
-    inverse of that mean in the limit of many samples; with k = n that is √(π/2), as of L1.
+    inverse of that mean in the limit of many samples (for k = 10 of 1000 within 0.5 %); with k = n
+    that is √(π/2), as of L1.
 
-    Differs from the paper and the norm_matters code, whose constant (1+√(π ln 4))/(2√(2 ln n)) is
-    meant for k = 1 whatever k is, and wrong there too: 1.35 times too large at k = 1 and 1.17
-    times at k = 10 of 1000. With `sync`, the k largest of each process count, by its samples.
+    Differs from the norm_matters code, whose constant (1+√(π ln 4))/(2√(2 ln n)) does not know k:
+    of 1000 Gaussian samples its s is 1.43σ for k = 1, 1.20σ for 10 and 0.33σ for all. Else as
+    `L1BatchNorm`. With `sync`, the k largest of each process count, by its samples.
 
     Args:
         num_features: channels C.

@@ -15,6 +15,9 @@ C = 6
 LABELS = torch.tensor([0, 2, 1, 3, 3, 0])
 OPTIONS: dict[str, dict[str, Any]] = {
     "zca": {"group_size": 3},
+    "pca": {"group_size": 3},
+    "group_whitening": {"num_groups": 3},
+    "switchable_whitening": {"group_size": 3, "kinds": ("bw", "iw", "ln")},
     "conditional": {"num_classes": 4},
     "conditional_coloring": {"num_classes": 4},
     "self_modulated": {"latent_features": C},
@@ -22,19 +25,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adalin": {"latent_features": C},
 }
 NAMES = ["batch", "instance", "group", "zca", "cholesky", "iternorm", "coloring"]
-NAMES += ["switchable", "bin", "iln", "ibn", *(name for name in OPTIONS if name != "zca")]
+NAMES += ["switchable", "bin", "iln", "ibn", "pca", "group_whitening", "switchable_whitening"]
+NAMES += ["frn", "mean_only", "l1", "top_k", "renorm", "iebn", "attentive"]
+CONDITIONED = ["conditional", "conditional_coloring", "self_modulated", "spatial", "adalin"]
+CONDITIONED += ["region"]
+NAMES += CONDITIONED
 
 
 def _given(name: str, samples: int) -> tuple[Tensor, ...]:
     """An activation and, where the layer needs one, a condition of so many samples."""
     generator = torch.Generator().manual_seed(samples)
     x = torch.randn(samples, C, 5, 4, generator=generator)
-    if name not in OPTIONS or name == "zca":
+    if name not in CONDITIONED:
         return (x,)
-    if "num_classes" in OPTIONS[name]:
+    if "num_classes" in OPTIONS.get(name, {}):
         return x, LABELS[:samples]
-    shape = (samples, 2, 5, 4) if name == "spatial" else (samples, C)
-    return x, torch.randn(shape, generator=generator)
+    shapes = {"spatial": (samples, 2, 5, 4), "region": (samples, 1, 5, 4)}
+    return x, torch.rand(shapes.get(name, (samples, C)), generator=generator)
 
 
 def _make(name: str) -> nn.Module:
