@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .convert import unfreeze_norm_ as unfreeze_norm_
     from .domain import DomainModel as DomainModel
     from .gradient import normalize_gradients_ as normalize_gradients_
+    from .inputs import InputNorm as InputNorm
     from .layers.adaptive import AdaIN as AdaIN
     from .population import Population as Population
     from .population import apply_ as apply_
@@ -65,6 +66,7 @@ _LAZY = {
     "ConditionedModel": "condition",
     "Conversion": "convert",
     "DomainModel": "domain",
+    "InputNorm": "inputs",
     "Population": "population",
     "apply_": "population",
     "average_parameters": "weight",
@@ -97,6 +99,7 @@ __all__ = [
     "ConditionedModel",
     "Conversion",
     "DomainModel",
+    "InputNorm",
     "Moments",
     "Partition",
     "Population",

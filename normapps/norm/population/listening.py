@@ -42,7 +42,7 @@ class Source:
             raise InputError(f"limit {self.limit}: must be at least 1")
         self.samples = 0
         for batch in self.loader:
-            x = _tensor_of(batch)
+            x = tensor_of(batch)
             if len(x) == 0:
                 continue
             left = len(x) if self.limit is None else self.limit - self.samples
@@ -122,8 +122,12 @@ def _hook(name: str, hear: Callable[[str, Tensor], None]) -> Callable[..., None]
     return hook
 
 
-def _tensor_of(batch: Any) -> Tensor:
-    """The inputs of a batch."""
+def tensor_of(batch: Any) -> Tensor:
+    """Return the inputs of a batch, as a loader may give it.
+
+    Raises:
+        InputError: it holds no tensor.
+    """
     found = batch
     if isinstance(batch, Mapping):
         found = next((batch[key] for key in ("image", "pixel_values") if key in batch), None)
