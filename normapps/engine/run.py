@@ -68,9 +68,19 @@ def unflatten(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Name the tensors of an optimizer's state `optimizer.INDEX.KEY`."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{k}": v for i, part in state.items() for k, v in part.items()}
+    """Name the tensors of an optimizer's state `optimizer.INDEX.KEY`, and its counters.
+
+    Counters that are plain integers become tensors of them (timm's AdamP); one that a group keeps
+    for its parameters is `optimizer.group.INDEX` (timm's Lamb).
+    """
+    whole = optimizer.state_dict()
+    tensors = {
+        f"optimizer.{i}.{key}": torch.as_tensor(value)
+        for i, part in whole["state"].items()
+        for key, value in part.items()
+    }
+    steps = {i: group["step"] for i, group in enumerate(whole["param_groups"]) if "step" in group}
+    return tensors | {f"optimizer.group.{i}": torch.as_tensor(step) for i, step in steps.items()}
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -79,15 +89,23 @@ def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     Fused optimizers walk through memory, so a moment gets its parameter's strides again.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for name, tensor in unflatten("optimizer", tensors).items():
         index, key = name.split(".", 1)
+        if index == "group":
+            groups[int(key)]["step"] = _counter(tensor)
+            continue
         like = parameters[int(index)]
-        fits = tensor.shape == like.shape
-        kept = torch.empty_like(like).copy_(tensor) if fits else tensor
+        fits = tensor.shape == like.shape and tensor.is_floating_point()
+        kept = torch.empty_like(like).copy_(tensor) if fits else _counter(tensor)
         state.setdefault(int(index), {})[key] = kept
-    groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _counter(tensor: Tensor) -> Tensor | int:
+    """A counter as the optimizer had it: of the integral ones each was a plain integer."""
+    return tensor.clone() if tensor.is_floating_point() else int(tensor)
 
 
 class StopRequest:

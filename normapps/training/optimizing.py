@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..engine.distributed import World
-from ..norm.layers.base import NormLayer
+from .optimizers import create_optimizer, undecayed
 from .options import FitOptions
 
 
@@ -28,11 +28,13 @@ def learning_rate(step: int, options: FitOptions, boundary: int | None = None) -
 def make_optimizer(
     network: nn.Module, options: FitOptions, fresh: tuple[str, ...] = ()
 ) -> torch.optim.Optimizer:
-    """Return AdamW, or SGD with Nesterov's momentum of 0.9, over `parameter_groups`."""
-    groups = parameter_groups(network, options, fresh)
-    if options.optimizer == "adam":
-        return torch.optim.AdamW(groups, lr=options.lr)
-    return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True)
+    """Return what `options.optimizer` names, over `parameter_groups`.
+
+    `sgd` has Nesterov's momentum of 0.9, and `adam` is AdamW.
+    """
+    name = "adamw" if options.optimizer == "adam" else options.optimizer
+    more = {"nesterov": True} if name == "sgd" else {}
+    return create_optimizer(name, parameter_groups(network, options, fresh), lr=options.lr, **more)
 
 
 def parameter_groups(
@@ -49,12 +51,7 @@ def parameter_groups(
         fresh: names of parameters with `head_lr` times the rate, in the network that was given:
             here they are the ends of longer ones.
     """
-    spared = {
-        id(each)
-        for module in network.modules()
-        if isinstance(module, NormLayer)
-        for each in module.parameters(recurse=False)
-    }
+    spared = undecayed(network)
     names = [name for name, _ in network.named_parameters()]
     faster = {
         # an attention's `se.fc.weight` is no `fc.weight`
@@ -65,7 +62,7 @@ def parameter_groups(
     for name, each in network.named_parameters():
         if not each.requires_grad:
             continue
-        decay = 0.0 if each.dim() < 2 or id(each) in spared else options.weight_decay
+        decay = 0.0 if id(each) in spared else options.weight_decay
         factor = options.head_lr if name in faster else 1.0
         groups.setdefault((decay, factor), []).append(each)
     return [
