@@ -234,11 +234,13 @@ class _Work:
 
     def _stochasticity(self, name: str) -> None:
         self._need_logits()
-        sizes = [size for size in self.options.batch_sizes if size <= len(self.sample)]
+        # of more than half of the pictures, random batches hold nearly the same
+        sizes = [size for size in self.options.batch_sizes if 2 * size <= len(self.sample)]
         if not sizes:
             smallest = min(self.options.batch_sizes)
             raise InputError(
-                f"batches of {smallest} cannot be drawn of {len(self.sample)} pictures"
+                f"random batches of {smallest} need {2 * smallest} pictures or more, and there are"
+                f" {len(self.sample)}"
             )
         total = 2 * len(sizes)
         self.results.stochasticity = stochasticity(

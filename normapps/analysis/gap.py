@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..engine.device import evaluating
 from ..models.outputs import logits_of
 from ..norm.population.algebra import distance, merge
 from ..norm.population.measuring import measure
@@ -89,11 +90,10 @@ def output_gap(model: nn.Module, batch: Batch) -> OutputGap:
         InputError: the model returns no logits.
     """
     x, _ = batch
-    with torch.no_grad(), as_in_training(model):
-        trained = logits_of(model(x)).double()
-        for module in model.modules():
-            module.training = False
+    with evaluating(model):
         inferred = logits_of(model(x)).double()
+        with as_in_training(model):
+            trained = logits_of(model(x)).double()
     agreement = (trained.argmax(1) == inferred.argmax(1)).double().mean()
     return OutputGap(float((trained - inferred).norm() / inferred.norm()), float(agreement))
 

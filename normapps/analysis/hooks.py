@@ -80,7 +80,8 @@ def cross_entropy(output: Any, labels: Tensor | None) -> Tensor:
     if logits.shape[1] < 2:
         raise InputError("the model has one output: a loss needs two classes or more")
     wanted = logits.detach().argmax(1) if labels is None else labels
-    loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(wide, wanted, reduction="sum")
     if not bool(torch.isfinite(loss.detach())):
         raise InputError(
             "the loss is not finite on these pictures; look for NaN or overflow in the weights"

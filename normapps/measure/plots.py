@@ -158,7 +158,7 @@ def _draw_lines(plot: Lines, axes: Axes) -> None:
         mark = "o" if plot.marks else None
         axes.plot(plot.x, values, label=name, color=colour, marker=mark, markersize=4)
     axes.set(xlabel=plot.axes[0], ylabel=plot.axes[1])
-    if "y" in plot.log:
+    if "y" in plot.log and any(each > 0 for values in plot.series.values() for each in values):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from normapps.measure import plots
 from normapps.measure import report as module
 from normapps.measure.plots import AFTER, Bars, Dots, Histograms, Lines, Plot, can_plot, render
 from normapps.measure.report import (
+    NO_VERDICT,
     UNDECIDED,
     Figure,
     Report,
@@ -109,8 +111,9 @@ def test_a_missing_matplotlib_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         Histograms({"before": [0.1, 0.9], "after": []}, "confidence"),
         Histograms({"all": [0.1, 7.0]}, "scale", each="channels", counts=True, mark=(0.4, "cut")),
         Lines([1, 2, 3], {"loss": [3.0, float("nan"), 1.0]}, ("step", "loss")),
+        Lines([1, 2], {"loss": [0.0, 0.0]}, ("step", "loss"), log="xy", marks=True),
     ],
-    ids=["bars", "many", "many-dots", "zero", "histograms", "counts", "lines"],
+    ids=["bars", "many", "many-dots", "zero", "histograms", "counts", "lines", "log-lines"],
 )
 def test_plots_are_png_of_one_width_and_always_the_same(plot: Plot) -> None:
     png = render(plot)
@@ -147,6 +150,42 @@ def test_a_logarithmic_axis_is_cut_at_its_floor() -> None:
     assert _dots(1e-13, 0.1)[0] == _dots(0.0, 0.1)[0] == _dots(1e-4, 0.1)[0]
     floor, middle, right = _dots(1e-13, 1e-3, 0.1)[1]
     assert right - floor == pytest.approx(3 * (middle - floor), abs=3)  # 3 decades and 1
+
+
+def _blue(plot: Plot) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the blue pixels, below the legend."""
+    colour = [int(AFTER[i : i + 2], 16) for i in (1, 3, 5)]
+    image = np.asarray(Image.open(io.BytesIO(render(plot))).convert("RGB"))
+    rows, columns = np.nonzero((image == colour).all(2)[60:])
+    return rows, columns
+
+
+def test_a_power_is_a_straight_line_on_logarithmic_axes() -> None:
+    x = [1.0, 10.0, 100.0]
+    series = {"none": [float("nan")] * 3, "square": [each**2 for each in x]}
+    rows, columns = _blue(Lines(x, series, ("x", "y"), log="xy"))
+    assert np.corrcoef(rows, columns)[0, 1] < -0.999
+    assert np.corrcoef(*_blue(Lines(x, series, ("x", "y"))))[0, 1] > -0.999
+
+
+def test_a_mark_stands_where_a_dot_of_its_value_does() -> None:
+    orange = [int(plots._COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
+    series = {"a": [1.0, 1.0], "b": [0.01, 10.0]}
+    plot = Dots(["x", "y"], series, "nats", 1e-4, mark=(0.01, "threshold"))
+    image = np.asarray(Image.open(io.BytesIO(render(plot))).convert("RGB"))[60:]
+    line = np.nonzero((image == orange).all(2))[1]
+    rows, columns = _blue(plot)
+    top = columns[rows < rows.mean()]
+    assert np.median(line) == pytest.approx(np.median(top), abs=2)
+
+
+def test_a_report_that_only_explains_advises_nothing(tmp_path: Path) -> None:
+    report = dataclasses.replace(_report(), verdict=NO_VERDICT)
+    write_report(tmp_path, report)
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts.keys() == {"title", "loss", "rows", "deep"}
+    assert "<div class='verdict" not in page(report)
+    assert "<div class='verdict" in page(_report())
 
 
 def test_style_and_sections_need_no_script() -> None:
