@@ -13,6 +13,7 @@ from ..norm.condition import ConditionalLayer
 from ..norm.convert.sites import Site
 from ..norm.layers.batch import BatchNorm
 from ..norm.layers.mean_only import MeanOnlyBatchNorm
+from ..norm.layers.population import PopulationNorm
 from ..norm.layers.switchable_whitening import SwitchableWhitening
 from ..norm.layers.tracking import Tracking
 from ..norm.layers.whitening import Whitening
@@ -72,8 +73,7 @@ def reason_against(site: Site) -> str:
         return site.refusal
     if isinstance(layer, ConditionalLayer):
         return "normalizes by a condition; fold what is made for one (DomainModel.export(domain))"
-    fixed = isinstance(layer, BatchNorm | Whitening | MeanOnlyBatchNorm)
-    if isinstance(layer, Tracking) and (not fixed or isinstance(layer, SwitchableWhitening)):
+    if isinstance(layer, Tracking) and not _is_fixed(layer):
         return "measures each input at inference, too"
     if site.tensor("running_mean") is None:
         return "keeps no statistics and measures each batch (track_running_stats=False)"
@@ -91,11 +91,29 @@ def affine_of(site: Site) -> Affine:
         return _of_whitening(site.module)
     if isinstance(site.module, MeanOnlyBatchNorm):
         return _of_centring(site)
+    if isinstance(site.module, PopulationNorm):
+        return _of_population(site, site.module)
     mean, var = (_wide(site.tensor(f"running_{name}"), site, 0.0) for name in ("mean", "var"))
     gamma, beta = _wide(site.tensor("weight"), site, 1.0), _wide(site.tensor("bias"), site, 0.0)
     inverse = (var + _eps(site.module)).rsqrt()
     factor = gamma * inverse
     return Affine(factor, beta - mean * factor, beta, (gamma * inverse).square() * var)
+
+
+def _is_fixed(layer: Tracking) -> bool:
+    if isinstance(layer, PopulationNorm):
+        return layer.is_fixed
+    fixed = isinstance(layer, BatchNorm | Whitening | MeanOnlyBatchNorm)
+    return fixed and not isinstance(layer, SwitchableWhitening)
+
+
+def _of_population(site: Site, layer: PopulationNorm) -> Affine:
+    used = layer.fixed().to("cpu").to(torch.float64)
+    mean, var = (_wide(site.tensor(f"running_{name}"), site, 0.0) for name in ("mean", "var"))
+    gamma, beta = _wide(site.tensor("weight"), site, 1.0), _wide(site.tensor("bias"), site, 0.0)
+    factor = gamma * (used.var[0] + layer.eps).rsqrt()
+    shift = beta - used.mean[0] * factor
+    return Affine(factor, shift, factor * mean + shift, factor.square() * var)
 
 
 def _of_whitening(layer: Whitening) -> Affine:

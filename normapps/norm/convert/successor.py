@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ..layers.base import NormLayer
 from ..layers.batch import BatchNorm
+from ..layers.population import PopulationNorm
 from ..registry import create_norm, norm_class, norm_options
 from .origin import Origin, origin_of, set_origin
 from .sites import Site
@@ -164,11 +165,12 @@ def _take_buffers(site: Site, made: Successor, init: str) -> None:
         found["running_var"] = cov.diagonal(dim1=-2, dim2=-1).flatten(-2).clone()
     found.pop("running_var" if _fits_rows(buffers.get("running_cov"), cov) else "running_cov")
     whitens = cov is not None or buffers.get("running_cov") is not None
+    own = whitens or any(isinstance(each, PopulationNorm) for each in (site.module, made.layer))
     for name, old in found.items():
         new = buffers.get(name)
         if old is not None and new is not None and new.shape == old.shape:
-            # a whitening layer keeps float32 in a half network, where a batch norm's kernel cannot
-            buffers[name] = old.to(new.dtype) if whitens else old
+            # some layers keep float32 in a half network, where a batch norm's kernel cannot
+            buffers[name] = old.to(new.dtype) if own else old
         elif old is not None:
             _spread(made, name, old)
     _take_counter(site, made)

@@ -97,6 +97,11 @@ class OnlineNorm(PopulationNorm):
         y = controlled(precise, scale, shift, level, power, self.control, self.rate_backward)
         return self._guarded(affine(y, self.weight, self.bias).to(x.dtype))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether inference does nothing to (N, C, *S) but what `fixed` and the recovery say."""
+        return self.guard == "none"
+
     def pass_empty(self, x: Tensor) -> Tensor:
         """Return (0, C, *S); with `sync`, take over what the others' samples have moved.
 

@@ -51,7 +51,7 @@ class PopulationNorm(Tracking, AffineNorm):
         **carried: Unpack[Recovery],
     ) -> None:
         super().__init__(num_features, eps, affine, **carried)
-        self.track(None, sync, process_group)
+        self.sync, self.process_group, self.frozen = sync, process_group, False
         place = place_of(carried)
         wide = torch.promote_types(place["dtype"] or torch.get_default_dtype(), torch.float32)
         self.track_variance({**place, "dtype": wide})
@@ -71,6 +71,11 @@ class PopulationNorm(Tracking, AffineNorm):
     def fixed(self) -> Moments:
         """Return the moments (1, C) that inference standardizes by."""
         return self.population()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether inference does nothing to (N, C, *S) but what `fixed` and the recovery say."""
+        return True
 
     def standardize(self, x: Tensor, moments: Moments) -> Tensor:
         """Standardize (N, C, *S) by moments (1, C), and recover."""
