@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,55 +16,22 @@ from normapps.analysis.options import ConvertOptions, StatsOptions
 from normapps.models.options import MODEL_HELP
 
 from .norm_analyze import analyze
+from .norm_list import AsJson, list_methods, show
 from .parameters import with_options
 
 if TYPE_CHECKING:
-    from normapps.analysis.catalog import Entry
     from normapps.analysis.conversion import ConvertReport
     from normapps.analysis.statistics import StatsReport
 
 app = typer.Typer(
-    no_args_is_help=True, help="Normalization layers: list, show, convert, measure, explain."
+    no_args_is_help=True, help="Normalization methods: list, show, convert, measure, explain."
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 
+app.command("list")(list_methods)
+app.command()(show)
 app.command()(analyze)
-
-
-@app.command("list")
-def list_layers(
-    pattern: Annotated[str, typer.Argument(help="Shell pattern of names.")] = "*",
-    as_json: AsJson = False,
-) -> None:
-    """List the layers and their place among the methods."""
-    from normapps.analysis.catalog import catalog
-    from normapps.errors import unknown
-    from normapps.norm.registry import list_norms
-
-    entries = catalog(pattern)
-    if not entries:
-        raise unknown("norm", pattern, list_norms())
-    if as_json:
-        print(json.dumps([_facts(entry) for entry in entries], indent=2))
-    else:
-        _show_list(entries)
-
-
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A name that `norm list` prints.")],
-    as_json: AsJson = False,
-) -> None:
-    """Show one layer: what it does, its options, what it keeps."""
-    from normapps.analysis.catalog import describe
-
-    entry = describe(name)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(entry), indent=2))
-    else:
-        _show_entry(entry)
 
 
 @app.command()
@@ -130,59 +96,6 @@ def stats(
         print("error:", line, file=sys.stderr)
     if report.failed:
         raise typer.Exit(1)
-
-
-def _facts(entry: Entry) -> dict[str, object]:
-    facts = dataclasses.asdict(entry)
-    del facts["text"]
-    return facts
-
-
-_COMMON = ("affine", "bias", "device", "dtype", "process_group", "sync", "track_running_stats")
-"""Options that the list leaves out, because they say nothing of the method."""
-
-
-def _show_list(entries: list[Entry]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(no_wrap=True, style="bold")
-    for entry in entries:
-        what = f"{entry.partition} → {entry.operation} → {entry.recovery}"
-        chosen = [f"{key}={value}" for key, value in entry.options.items() if key not in _COMMON]
-        text = Text(f"{what}  [{entry.paper}]")
-        text.append(f"\n{' '.join(chosen)}", "dim")
-        text.append(f"\nkeeps {' '.join(entry.state) or 'nothing'}", "dim")
-        table.add_row(entry.name, text)
-    console = Console()
-    console.print("partition → operation → recovery, options, state", style="dim")
-    console.print(table)
-
-
-def _show_entry(entry: Entry) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    console.print(entry.name, style="bold")
-    console.print(Text(_reflowed(entry.text)))
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    for title in ("partition", "operation", "recovery", "paper"):
-        table.add_row(title, getattr(entry, title))
-    table.add_row("options", "\n".join(f"{key} = {value}" for key, value in entry.options.items()))
-    table.add_row("state", "\n".join(f"{key} {shape}" for key, shape in entry.state.items()))
-    if entry.needs_condition:
-        table.add_row("condition", "layer(x, condition), or ConditionedModel around the network")
-    console.print()
-    console.print(table)
-
-
-def _reflowed(text: str) -> str:
-    """A docstring with its plain paragraphs on one line each, for the terminal to wrap."""
-    return re.sub(r"(?<=\S)\n(?=\S)", " ", text).replace("`", "")
 
 
 def _conversion_facts(report: ConvertReport) -> dict[str, object]:

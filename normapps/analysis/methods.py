@@ -6,8 +6,8 @@ A layer carries its taxonomy itself. What is here is looked up when the table is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from ..norm.gradient import block_normalize_, centralize_, clip_adaptive_
@@ -18,7 +18,7 @@ from ..norm.layers.moment_shortcut import shortcut_moments_
 from ..norm.weight.manifold import constrain_
 from ..norm.weight.penalties import PENALTIES
 from ..norm.weight.registry import WEIGHT_METHODS
-from ..training.optimizers import OPTIMIZERS, create_optimizer
+from ..training.optimizers import create_optimizer
 
 KINDS = ("activation", "weight", "gradient", "input")
 """What is normalized, in the order of the table."""
@@ -36,14 +36,14 @@ class Method:
         place: its taxonomy.
         use: one line of Python that applies it.
         made_by: the function or class, for its options and docstring.
-        given: options that the name stands for, and so are not shown with their default.
+        given: options that the name settles, which are not shown.
     """
 
     kind: str
     place: Taxonomy
     use: str
     made_by: Callable[..., Any]
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Collection[str] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -121,15 +121,24 @@ CONSTRAINTS: dict[str, Taxonomy] = {
 
 REGULARIZERS: dict[str, Taxonomy] = {
     "so": Taxonomy(
-        "matrix", "towards orthogonal", "none: a penalty", "Bansal et al. 2018",
+        "matrix",
+        "towards orthogonal",
+        "none: a penalty",
+        "Bansal et al. 2018",
         f"a product {_GRAM} a step; 0 a forward",
     ),
     "dso": Taxonomy(
-        "matrix", "towards orthogonal", "none: a penalty", "Bansal et al. 2018",
+        "matrix",
+        "towards orthogonal",
+        "none: a penalty",
+        "Bansal et al. 2018",
         f"{_GRAM} and O(rows·inputs²) a step; 0 a forward",
     ),
     "srip": Taxonomy(
-        "matrix", "towards orthogonal", "none: a penalty", "Bansal et al. 2018",
+        "matrix",
+        "towards orthogonal",
+        "none: a penalty",
+        "Bansal et al. 2018",
         f"a product {_GRAM} and T with a vector a step; 0 a forward",
     ),
 }
@@ -140,12 +149,18 @@ OF_GRADIENTS: dict[str, Taxonomy] = {
         "tensor", "scale by ‖w‖/‖g‖", "learning rate", "You et al. 2017", "2 norms a tensor a step"
     ),
     "lamb": Taxonomy(
-        "tensor", "scale Adam's step by ‖w‖/‖u‖", "learning rate", "You et al. 2020",
+        "tensor",
+        "scale Adam's step by ‖w‖/‖u‖",
+        "learning rate",
+        "You et al. 2020",
         "2 norms a tensor a step, beside Adam's",
     ),
     "adamp": Taxonomy(
-        "row or tensor", "take the weight's direction out of Adam's step", "learning rate",
-        "Heo et al. 2021", "2 products a tensor a step, beside Adam's",
+        "row or tensor",
+        "take the weight's direction out of Adam's step",
+        "learning rate",
+        "Heo et al. 2021",
+        "2 products a tensor a step, beside Adam's",
     ),
 }
 """Optimizers of `create_optimizer` that normalize."""
@@ -156,11 +171,17 @@ OF_INPUTS: dict[str, Taxonomy] = {
         "data set", "standardize", "none", "LeCun et al. 1998", "1 pass, once; 0 folded"
     ),
     "zca": Taxonomy(
-        "data set", "whiten (ZCA)", "none", "Bell & Sejnowski 1997",
+        "data set",
+        "whiten (ZCA)",
+        "none",
+        "Bell & Sejnowski 1997",
         "1 pass of d products a value and eigh O(d³), once; then d products a value",
     ),
     "pca": Taxonomy(
-        "data set", "whiten (PCA)", "none", "LeCun et al. 1998",
+        "data set",
+        "whiten (PCA)",
+        "none",
+        "LeCun et al. 1998",
         "1 pass of d products a value and eigh O(d³), once; then d products a value",
     ),
 }
@@ -182,7 +203,10 @@ _EDITS: dict[str, Method] = {
     "clipped": Method(
         "gradient",
         Taxonomy(
-            "row", "scale where it is long for its weight", "none", "Brock et al. 2021",
+            "row",
+            "scale where it is long for its weight",
+            "none",
+            "Brock et al. 2021",
             "2 passes over the gradient and 1 over the weight a step",
         ),
         'create_optimizer("sgd", model, lr=0.1, clip=0.01)',
@@ -194,7 +218,10 @@ _BETWEEN: dict[str, Method] = {
     "moment_exchange": Method(
         "activation",
         Taxonomy(
-            "position", "standardize", "another sample's moments", "Li et al. 2021",
+            "position",
+            "standardize",
+            "another sample's moments",
+            "Li et al. 2021",
             "2 passes; inference 0",
         ),
         "nn.Sequential(stem, MomentExchange(), rest)",
@@ -203,7 +230,10 @@ _BETWEEN: dict[str, Method] = {
     "moment_shortcut": Method(
         "activation",
         Taxonomy(
-            "position", "standardize", "the encoder's moments, in the decoder", "Li et al. 2019",
+            "position",
+            "standardize",
+            "the encoder's moments, in the decoder",
+            "Li et al. 2019",
             "3 passes, at inference too",
         ),
         'shortcut_moments_(model, {"encoder.0": "decoder.2"})',
@@ -214,23 +244,22 @@ _BETWEEN: dict[str, Method] = {
 
 def methods() -> dict[tuple[str, str], Method]:
     """Return all methods that are no layer by kind and name."""
-    from ..norm.weight.penalties import orthogonal_penalty
-
     found = {("activation", name): each for name, each in _BETWEEN.items()}
     for name, place in WEIGHTS.items():
         use = f'normalize_weights_(model, "{name}")'
         found["weight", name] = Method("weight", place, use, WEIGHT_METHODS[name])
     for name, place in CONSTRAINTS.items():
         use = f'constrain_(optimizer, model, "{name}")'
-        found["weight", name] = Method("weight", place, use, constrain_, {"manifold": name})
+        given = {"manifold", "retraction"} if name == "oblique" else {"manifold"}
+        found["weight", name] = Method("weight", place, use, constrain_, given)
     for name, place in REGULARIZERS.items():
         use = f'loss + 0.1 * orthogonal_penalty(model, "{name}")'
-        found["weight", name] = Method("weight", place, use, PENALTIES[name], {"weight": None})
+        found["weight", name] = Method("weight", place, use, PENALTIES[name], {"weight"})
     found |= {("gradient", name): each for name, each in _EDITS.items()}
     for name, place in OF_GRADIENTS.items():
         use = f'create_optimizer("{name}", model, lr=0.1)'
         found["gradient", name] = Method("gradient", place, use, create_optimizer)
     for name, place in OF_INPUTS.items():
         use = f'InputNorm(3, "{name}").fit(batches)'
-        found["input", name] = Method("input", place, use, InputNorm, {"method": name})
+        found["input", name] = Method("input", place, use, InputNorm, {"method"})
     return found

@@ -42,12 +42,20 @@ def folder(photo_files: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_list(run: Run) -> None:
     text = run("list")[0]
-    assert all(name in text for name in list_norms())
-    assert [entry["name"] for entry in json.loads(run("list", "z*", "--json")[0])] == ["zca"]
+    assert all(name in text for name in (*list_norms(), "oni", "stiefel", "lamb"))
+    assert all(title in text for title in ("Activations", "Weights", "Gradients", "Inputs"))
+    assert "3T products O(d³) a group" in " ".join(text.split())
+    found = json.loads(run("list", "z*", "--json", "--kind", "activation")[0])
+    assert [(entry["name"], entry["kind"], entry["paper"]) for entry in found] == [
+        ("zca", "activation", "Huang et al. 2018")
+    ]
+    assert "Activations" not in run("list", "--kind", "weight")[0]
 
 
 def test_list_of_nothing(run: Run) -> None:
     assert run("list", "bacth", code=1)[1].startswith("error: unknown norm 'bacth'; did you")
+    _, errors = run("list", "batch", "--kind", "weight", code=1)
+    assert errors.startswith("error: unknown weight method 'batch'; known:")
 
 
 def test_show(run: Run) -> None:
@@ -55,6 +63,9 @@ def test_show(run: Run) -> None:
     assert "Newton" in text
     assert "running_cov" in text
     assert json.loads(run("show", "domain", "--json")[0])["needs_condition"]
+    text = run("show", "own")[0]
+    assert 'normalize_weights_(model, "own")' in text
+    assert "eigh O(rows³)" in text
 
 
 def test_convert_and_stats(run: Run, folder: Path, tmp_path: Path) -> None:
