@@ -20,6 +20,12 @@ _FREE = (
 )
 """Options that a resumed run may change; --steps is none, the rate falls towards their end."""
 
+FITTING = ("sgd", "adam", "lars", "lamb", "adamp")
+"""The optimizers of a training."""
+
+GRADIENTS = ("plain", "centralized", "unit", "clipped")
+"""What is done with gradients before a step."""
+
 TRAINED = ("all", "norm", "head")
 """What learns: the whole network, norm layers and classifier, or the classifier alone."""
 
@@ -40,8 +46,16 @@ class FitOptions:
     )
     steps: int = option(2000, "optimizer steps of the whole run", low=1)
     batch_size: int = option(64, "pictures a step, of each domain and process", low=2)
-    optimizer: str = option("sgd", "sgd (momentum 0.9) or adam (AdamW)", choices=("sgd", "adam"))
-    lr: float = option(0.01, "peak learning rate; 0.001 is usual for adam", low=0)
+    optimizer: str = option(
+        "sgd", "sgd (momentum 0.9), adam (AdamW), lars, lamb or adamp", choices=FITTING
+    )
+    gradient: str = option(
+        "plain",
+        "before each step: plain, centralized (no mean in a row), unit (of length 1, a tensor) or "
+        "clipped (adaptively, rows at 0.01 of the weight's)",
+        choices=GRADIENTS,
+    )
+    lr: float = option(0.01, "peak learning rate; 0.001 is usual for adam and adamp", low=0)
     head_lr: float = option(1.0, "factor of the rate for a classifier that starts anew", low=0)
     weight_decay: float = option(5e-4, "of weights, not of norm layers and biases", low=0)
     warmup: int = option(50, "steps in which the rate rises, of each stage", low=0)

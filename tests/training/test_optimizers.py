@@ -22,7 +22,7 @@ from normapps.norm.weight.penalties import orthogonal_penalty
 from normapps.norm.weight.registry import WEIGHT_METHODS, normalize_weights_
 from normapps.training.optimizers import OPTIMIZERS, create_optimizer, decay_groups
 from normapps.training.optimizing import make_optimizer
-from normapps.training.options import FitOptions
+from normapps.training.options import GRADIENTS, FitOptions
 
 # Digits
 
@@ -156,6 +156,23 @@ def test_trainers_get_the_same_optimizers_as_ever() -> None:
     assert type(sgd) is torch.optim.SGD
     assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.9, True)
     assert type(make_optimizer(network, FitOptions(optimizer="adam"))) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_trainers_edit_gradients(gradient: str) -> None:
+    network = _network()
+    optimizer = make_optimizer(network, FitOptions(gradient=gradient, optimizer="lamb", lr=0.0))
+    assert type(optimizer).__name__ == "Lamb"
+    weight = network[4].weight
+    assert isinstance(weight, nn.Parameter)
+    weight.grad = torch.rand(weight.shape) + 1
+    before = weight.grad.clone()
+    optimizer.step()
+    rows = weight.grad.norm(dim=1) / weight.detach().norm(dim=1)
+    assert torch.equal(weight.grad, before) == (gradient == "plain")
+    assert (float(weight.grad.mean(1).abs().max()) < 1e-6) == (gradient == "centralized")
+    assert bool((rows < 0.01001).all()) == (gradient == "clipped")
+    assert (abs(float(weight.grad.norm()) - 1) < 1e-4) == (gradient == "unit")
 
 
 def test_gradients_are_normalized_at_every_step() -> None:
