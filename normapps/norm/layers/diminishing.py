@@ -30,7 +30,13 @@ class DiminishingNorm(PopulationNorm):
         InputError: no channels, or a power outside 0…1.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch, all so far", "standardize", "affine", "Ma & Klabjan 2017")
+    taxonomy: ClassVar = Taxonomy(
+        "batch, all so far",
+        "standardize",
+        "affine",
+        "Ma & Klabjan 2017",
+        "2 passes; inference 1, 0 when folded",
+    )
 
     def __init__(
         self,

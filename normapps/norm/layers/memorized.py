@@ -44,7 +44,13 @@ class MemorizedNorm(PopulationNorm):
         InputError: no channels, no memory, or a decay outside 0…1.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch, recent ones", "standardize", "affine", "Guo et al. 2018")
+    taxonomy: ClassVar = Taxonomy(
+        "batch, recent ones",
+        "standardize",
+        "affine",
+        "Guo et al. 2018",
+        "2 passes, 4 to show each batch twice; inference 1, 0 when folded",
+    )
     memory_count: Tensor
     memory_mean: Tensor
     memory_var: Tensor

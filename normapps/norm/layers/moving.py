@@ -52,7 +52,13 @@ class MovingNorm(PopulationNorm):
         InputError: no channels, no memory, or a clip below 1.
     """
 
-    taxonomy: ClassVar = Taxonomy("batch, recent ones", "scale", "affine", "Yan et al. 2020")
+    taxonomy: ClassVar = Taxonomy(
+        "batch, recent ones",
+        "scale",
+        "affine",
+        "Yan et al. 2020",
+        "2 passes; inference 1, 0 when folded",
+    )
     recent_square: Tensor
     recent_slope: Tensor
     steps: Tensor

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 NAMES = ["batch", "instance", "group", "zca", "cholesky", "iternorm", "coloring"]
 NAMES += ["switchable", "bin", "iln", "ibn", "pca", "group_whitening", "switchable_whitening"]
+NAMES += ["diminishing", "memorized", "moving", "online", "prong"]
 NAMES += ["frn", "mean_only", "l1", "top_k", "renorm", "iebn", "attentive"]
 CONDITIONED = ["conditional", "conditional_coloring", "self_modulated", "spatial", "adalin"]
 CONDITIONED += ["region"]
