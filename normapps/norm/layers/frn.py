@@ -17,8 +17,9 @@ from .base import AffineNorm, Recovery, Taxonomy, place_of
 class FilterResponseNorm(AffineNorm):
     """max(γ·x/√(ν²+ε) + β, τ), ν² the mean square of a sample's channel over its positions.
 
-    As nothing is centred, the rectifier behind has a threshold τ a channel of its own, the TLU;
-    it replaces the activation, so give the layer no other one (`act=None`).
+    As nothing is centred, the rectifier behind has a threshold τ a channel of its own, the TLU.
+    It takes the activation's place: a ReLU behind it would keep τ where it starts, so give the
+    layer none, or `tlu=False` where it is to stand before one.
 
     Differs from the authors' listing in nothing; timm's `FilterResponseNormTlu2d` takes an ε ten
     times as large. Public copies with ε = 1e-15 are unstable for channels that are all but 0.

@@ -152,5 +152,6 @@ class TopKBatchNorm(L1BatchNorm):
 
 def _inverse_tail_mean(share: Tensor) -> Tensor:
     """1/E[|z| where |z| is among its largest `share`] of standard normal z."""
-    t = torch.special.ndtri(share / 2)
-    return share * math.sqrt(math.pi / 2) * (t.square() / 2).exp()
+    t: Tensor = torch.special.ndtri(share / 2)
+    factor: Tensor = share * math.sqrt(math.pi / 2) * (t.square() / 2).exp()
+    return factor
