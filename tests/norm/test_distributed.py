@@ -17,6 +17,11 @@ from normapps.norm.registry import create_norm
 SIZES = (3, 5)
 """Samples of each process: not the same."""
 
+UNEVEN = (("batch", (8, 0)), ("batch", (6, 1)), ("zca", (6, 1)), ("bin", (0, 6)))
+UNEVEN += (("l1", (8, 0)), ("l1", (6, 2)), ("mean_only", (0, 6)), ("renorm", (6, 2)))
+UNEVEN += (("switchable_whitening", (6, 1)), ("iebn", (2, 6)))
+"""Layers, and the samples of each process."""
+
 
 def _batch() -> Tensor:
     return torch.randn(sum(SIZES), 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1
@@ -29,7 +34,7 @@ def _gradient_of(y: Tensor) -> Tensor:
 def _uneven(rank: int) -> dict[str, Any]:
     """Two training steps of layers whose batches are too small in one process, or in both."""
     found: dict[str, Any] = {}
-    for name, parts in (("batch", (8, 0)), ("batch", (6, 1)), ("zca", (6, 1)), ("bin", (0, 6))):
+    for name, parts in UNEVEN:
         layer = create_norm(name, 4, sync=True, layout="2d")
         space = 1 if (name, parts) == ("batch", (6, 1)) else 2
         whole = _batch()[: sum(parts), :, :space, :space]
@@ -104,7 +109,7 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path, name: str) ->
 
 def test_batches_too_small_alone_are_enough_together_and_else_refused_alike(tmp_path: Path) -> None:
     first, second = _run(tmp_path, "uneven")
-    for name, parts in (("batch", (8, 0)), ("batch", (6, 1)), ("zca", (6, 1)), ("bin", (0, 6))):
+    for name, parts in UNEVEN:
         layer = create_norm(name, 4, layout="2d")
         space = 1 if (name, parts) == ("batch", (6, 1)) else 2
         x = _batch()[: sum(parts), :, :space, :space].clone().requires_grad_()
