@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,8 +100,18 @@ def analyze(
     preprocessing = preprocessing_of(opened, options)
     say(opened.describe())
     say(preprocessing.describe())
-    model = place(opened.model, device)
-    sample, reason = _sample(model, opened, data, preprocessing, device, options, progress)
+    model, output = _placed(opened, device, preprocessing)
+    outputs, reason = _outputs(output)
+    sample = Sample.read(
+        Pictures(data, preprocessing, limit=options.limit),
+        device,
+        outputs=outputs,
+        known=opened.classes,
+        seed=options.seed,
+        progress=None if progress is None else lambda _, total: progress("pictures", total),
+    )
+    if outputs is not None:
+        sample = sample.labelled(model, options.batch_size)
     if sample.origin:
         say(sample.origin)
     work = _Work(model, sample, options, progress or (lambda _, __: None), reason)
@@ -131,32 +142,26 @@ def _check_out(out: str | os.PathLike[str] | None, overwrite: bool) -> None:
         raise InputError(f"{out}: has a report already; --overwrite replaces it")
 
 
-def _sample(
-    model: nn.Module,
-    opened: OpenedModel,
-    data: str,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    options: AnalyzeOptions,
-    progress: Progress | None,
-) -> tuple[Sample, str]:
-    """The pictures with labels, and why the model has no logits, empty where it has."""
-    output = try_out(model, preprocessing, opened.name)
+def _placed(
+    opened: OpenedModel, device: torch.device, preprocessing: Preprocessing
+) -> tuple[nn.Module, Any]:
+    """The model on its device, and what it makes of two pictures."""
+    model = place(opened.model, device)
     try:
-        outputs, reason = int(logits_of(output).shape[1]), ""
+        return model, try_out(model, preprocessing, opened.name)
+    except InputError:
+        # it may be one that calls `view` on what it expects to lie channel by channel
+        plain: Any = model.to
+        model = plain(memory_format=torch.contiguous_format)
+        return model, try_out(model, preprocessing, opened.name)
+
+
+def _outputs(output: Any) -> tuple[int | None, str]:
+    """The number of logits, or why there are none."""
+    try:
+        return int(logits_of(output).shape[1]), ""
     except InputError as error:
-        outputs, reason = None, str(error)
-    sample = Sample.read(
-        Pictures(data, preprocessing, limit=options.limit),
-        device,
-        outputs=outputs,
-        known=opened.classes,
-        seed=options.seed,
-        progress=None if progress is None else lambda _, total: progress("pictures", total),
-    )
-    if not reason:
-        sample = sample.labelled(model, options.batch_size)
-    return sample, reason
+        return None, str(error)
 
 
 @dataclass

@@ -32,6 +32,15 @@ class Boxes(nn.Module):
     def forward(self, x):
         return {"boxes": self.norm(x).mean((2, 3))}
 
+class Views(nn.Sequential):
+    """Takes for granted that activations lie channel by channel."""
+    def forward(self, x):
+        x = self[0](x)
+        return self[1](x.view(len(x), -1))
+
+def views():
+    return Views(nn.Conv2d(3, 4, 8, 8), nn.Linear(4 * 8 * 8, 3))
+
 def plain():
     """No norm layer."""
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -122,6 +131,13 @@ def test_a_network_that_returns_a_dict(folder: Path) -> None:
     assert report.results.outputs is None
     assert report.results.scales is not None
     assert "no logits are in it" in report.skipped["conditioning"]
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_network_that_wants_its_channels_first(folder: Path) -> None:
+    report = analyze("odd_networks:views", str(folder), _options(what="propagation"), say=_quiet)
+    assert report.results.propagation is not None
+    assert [row.kind for row in report.results.propagation] == ["conv 8×8", "linear"]
 
 
 def test_weights_that_are_not_numbers(folder: Path, tmp_path: Path) -> None:
