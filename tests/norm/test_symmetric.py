@@ -94,6 +94,29 @@ def test_gradients(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> None
     assert torch.autograd.gradcheck(function, matrix.clone().requires_grad_())
 
 
+def test_the_gradient_of_eigen_is_that_of_eigh_where_that_exists() -> None:
+    matrix = _matrix(seed=1)
+    target = torch.randn(2, *matrix.shape, generator=torch.Generator().manual_seed(0)).double()
+
+    def axes(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        given = matrix.clone().requires_grad_()
+        values, vectors = function((given + given.mT) / 2)
+        (vectors.square() * target[0] + values.unsqueeze(1) * target[1]).sum().backward()
+        assert given.grad is not None
+        return given.grad
+
+    torch.testing.assert_close(axes(eigen), axes(torch.linalg.eigh))
+
+
+@pytest.mark.parametrize("spectrum", [[1, 1, 1, 1, 1], [2, 1, 0, 0, 0], [3, 1, 1, 2, 2]])
+def test_axes_of_equal_eigenvalues_count_as_fixed(spectrum: list[float]) -> None:
+    matrix = torch.diag(torch.tensor(spectrum, dtype=torch.float64)).requires_grad_()
+    values, vectors = eigen(matrix)
+    (vectors.square() @ torch.arange(5.0).double() + values).sum().backward()
+    assert matrix.grad is not None
+    assert matrix.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("spectrum", [[1, 1, 1, 1, 1], [2, 1, 0, 0, 0], [3, 1, 1, 2, 2]])
 def test_where_the_gradient_of_eigh_is_nan_ours_is_not(spectrum: list[float]) -> None:
     exact = torch.diag(torch.tensor(spectrum, dtype=torch.float64) + 1e-2)

@@ -168,7 +168,7 @@ def test_gradcheck_in_training_and_inference(name: str) -> None:
         if training and name == "online":  # whose gradient is another: see test_online.py
             continue
         layer.train(training)
-        assert torch.autograd.gradcheck(forward, (x, *values), atol=1e-4, fast_mode=True)
+        assert torch.autograd.gradcheck(forward, (x, *values), atol=1e-8, fast_mode=True)
 
 
 @every_layer
