@@ -11,7 +11,7 @@ BIN := .venv/bin
 CHOICE := $(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.=+_-' _)
 STAMP := $(or $(if $(TORCH),.venv/installed-$(CHOICE)),$(wildcard .venv/installed-*),.venv/installed-any)
 
-.PHONY: setup demo test check docs bench-stylize clean
+.PHONY: setup demo test check docs bench-stylize bench-norm clean
 
 setup: $(STAMP)
 	@$(BIN)/normapps --version
@@ -48,6 +48,9 @@ docs: $(STAMP)
 
 bench-stylize: $(STAMP)
 	@$(BIN)/python benchmarks/stylize.py
+
+bench-norm: $(STAMP)
+	@$(BIN)/python benchmarks/norms.py
 
 clean:
 	@rm -rf .venv build dist *.egg-info demo docs/api .coverage .coverage.* htmlcov
