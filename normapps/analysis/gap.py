@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.device import evaluating
+from ..errors import InputError
 from ..models.outputs import logits_of
 from ..norm.population.algebra import distance, merge
 from ..norm.population.measuring import measure
 from ..norm.population.statistics import Population
 from .hooks import Batch, Progress, as_in_training
+from .stochasticity import batch_layers
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,13 @@ def gap(
         batches: inputs; labels do not count.
 
     Raises:
-        InputError: no layer keeps running statistics, or activations are not finite.
+        InputError: no layer takes statistics of the batch and keeps running ones, or activations
+            are not finite.
     """
+    if not batch_layers(model):
+        raise InputError(
+            "no norm layer takes statistics of the batch: training equals inference"
+        )
     own = Population.of(model)
     parts, apart = [], []
     for x, _ in batches:

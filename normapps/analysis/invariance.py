@@ -42,8 +42,10 @@ class Invariance:
     Attributes:
         layer: its name.
         kind: in words.
-        invariant: `YES`, `UP_TO_EPS` where it is once the eps of the norm layers is next to
-            nothing, `NO`, or `IDLE`: the output does not depend on it, as behind a scale of 0.
+        invariant: `YES`; `UP_TO_EPS` where it is once the eps of the norm layers is next to
+            nothing; `NO`, also of a weight that the output hardly depends on but whose gradient
+            does not shrink (ratio); `IDLE`: the output does not depend on it, as behind a scale
+            of 0.
         change: ‖F(αw) − F(w)‖/‖F(w)‖ of the logits.
         cosine: |⟨w, g⟩|/(‖w‖‖g‖) with the gradient g of the batch's mean loss.
         ratio: ‖g(αw)‖·α/‖g(w)‖, 1 where the weight is scale-invariant.
@@ -130,13 +132,14 @@ class _Trial:
         norm, slope = float(w.norm()), float(g.norm())
         along = float((w.double() * g.double()).sum())
         scaled = found[layer]
+        ratio = float(scaled.norm()) * FACTOR / slope if scaled is not None and slope else math.nan
         return Invariance(
             layer,
             kind_of(self.layers[layer]),
-            self._verdict(layer, change, slope),
+            self._verdict(layer, change, ratio),
             change,
             abs(along) / (norm * slope) if norm * slope else 0.0,
-            float(scaled.norm()) * FACTOR / slope if scaled is not None and slope else math.nan,
+            ratio,
             self.variances.get(layer, math.nan),
             norm,
             lr / norm**2 if norm else math.inf,
@@ -154,10 +157,12 @@ class _Trial:
             found = torch.autograd.grad(loss, list(given.values()), allow_unused=True)
         return logits.detach(), dict(zip(weights, found, strict=True))
 
-    def _verdict(self, layer: str, change: float, slope: float) -> str:
-        if change == slope == 0:
+    def _verdict(self, layer: str, change: float, ratio: float) -> str:
+        if change == 0 and math.isnan(ratio):
             return IDLE
-        return YES if change < THRESHOLD else self._without_eps(layer)
+        if change >= THRESHOLD:
+            return self._without_eps(layer)
+        return YES if abs(math.log(ratio or math.inf)) < math.log(FACTOR) / 2 else NO
 
     @torch.no_grad()
     def _without_eps(self, layer: str) -> str:

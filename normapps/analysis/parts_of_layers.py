@@ -234,7 +234,9 @@ def predictiveness_part(rows: Sequence[Step]) -> Part:
 
 def _walk(moved: Sequence[Step]) -> tuple[Figure, ...]:
     steps = [row.size for row in moved]
-    losses = {"loss": [row.loss for row in moved], "predicted": [row.predicted for row in moved]}
+    # no loss is below 0: a promise of that says nothing and would flatten the rest
+    promised = [row.predicted if row.predicted >= 0 else math.nan for row in moved]
+    losses = {"loss": [row.loss for row in moved], "predicted": promised}
     distance = {"gradient": [row.distance or math.nan for row in moved]}
     return (
         Figure(

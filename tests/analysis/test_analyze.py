@@ -119,7 +119,7 @@ def test_a_network_without_norm_layers(folder: Path) -> None:
     assert {row.invariant for row in report.results.invariance} == {"no"}
     last = page_of(report).sections[-1]
     assert last.title == "What says nothing about this network"
-    assert any("gap: Sequential has no layer with running" in str(line) for line in last.parts)
+    assert any("gap: no norm layer takes statistics" in str(line) for line in last.parts)
     with pytest.raises(InputError, match="no norm layer has a scale"):
         analyze("odd_networks:plain", str(folder), _options(what="scales,gap"), say=_quiet)
 

@@ -56,5 +56,5 @@ def test_logits_of_both_ways() -> None:
 
 
 def test_without_running_statistics_there_is_none() -> None:
-    with pytest.raises(InputError, match="no layer with running statistics"):
+    with pytest.raises(InputError, match="training equals inference"):
         gap(normalized(nn.GroupNorm(2, 8)), [(pictures(4), None)])

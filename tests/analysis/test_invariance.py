@@ -67,6 +67,24 @@ def test_a_weight_behind_which_nothing_counts() -> None:
     assert scale_invariance(model, (pictures(16), LABELS))[0].invariant == IDLE
 
 
+def test_a_weight_that_says_little_is_not_scale_invariant() -> None:
+    class Whisper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.aside = normalized(nn.BatchNorm2d(8)), nn.Linear(3 * 64, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) + 1e-5 * self.aside(x.flatten(1))
+
+    with torch.random.fork_rng(devices=[]):
+        row = scale_invariance(Whisper(), (pictures(16), LABELS))[-1]
+    assert row.layer == "aside"
+    assert row.change < 1e-3
+    assert row.ratio == pytest.approx(3, rel=1e-2)
+    assert row.invariant == NO
+
+
 def test_rates_and_angles_against_a_step_that_is_taken() -> None:
     model, lr = normalized(nn.BatchNorm2d(8)), 0.5
     row = scale_invariance(model, (pictures(16), LABELS), lr)[0]
