@@ -71,9 +71,7 @@ def gap(
             are not finite.
     """
     if not batch_layers(model):
-        raise InputError(
-            "no norm layer takes statistics of the batch: training equals inference"
-        )
+        raise InputError("no norm layer takes statistics of the batch: training equals inference")
     own = Population.of(model)
     parts, apart = [], []
     for x, _ in batches:
