@@ -21,9 +21,8 @@ class RegionNorm(ConditionalLayer, AffineNorm):
 
     The condition is a mask (N, 1, *S'), or 1 instead of N, of any floating dtype or bool: 1 inside
     (what inpainting has to fill), 0 outside; a soft one weighs positions in the moments and blends
-    the regions. It is resized to x by nearest neighbour. The channels come first in every layout;
-    in `tokens`, S' is the length of S, without resizing. A region that a mask leaves empty
-    contributes nothing.
+    the regions. It is resized to x by nearest neighbour, and has its channel first in the layout
+    `tokens` too. A region that a mask leaves empty contributes nothing.
 
     This is the paper's RN-B, eq. 3–6. Differs from the authors' code, which measures each region
     over the whole batch, at inference too, adds both βs everywhere, instead of each in its region,

@@ -100,9 +100,8 @@ class BatchRenorm(BatchNorm):
         step = like.new_full((), self.r_steps + self.d_steps)
         if self.num_batches_tracked is not None:
             step = self.num_batches_tracked.to(like)
-        return 1 + (self.r_max - 1) * self._grown(step, self.r_steps), self.d_max * self._grown(
-            step, self.d_steps
-        )
+        r_max = 1 + (self.r_max - 1) * self._grown(step, self.r_steps)
+        return r_max, self.d_max * self._grown(step, self.d_steps)
 
     def _grown(self, step: Tensor, end: int) -> Tensor:
         """How far a limit has grown, 0…1."""

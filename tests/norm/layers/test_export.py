@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +65,17 @@ def test_a_batch_of_any_size_is_exported(name: str) -> None:
     for samples in (2, 4, C):
         other = _given(name, samples)
         torch.testing.assert_close(program(*other), layer(*other))
+
+
+@pytest.mark.census
+@pytest.mark.parametrize("name", ["frn", "switchable_whitening", "group_whitening", "attentive"])
+def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
+    """Slow: those that measure at inference, too; what has eigenvectors exports when folded."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layer, file = _make(name), tmp_path / "layer.onnx"
+    torch.onnx.export(layer, _given(name, 4), file, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (x,) = _given(name, 4)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), layer(x), rtol=1e-4, atol=1e-5)
