@@ -92,6 +92,14 @@ def test_a_large_mean_costs_no_variance() -> None:
     torch.testing.assert_close(y.std(0, correction=0), torch.ones(2), rtol=1e-3, atol=0)
 
 
+def test_moments_are_exact_to_the_last_bit_of_float32() -> None:
+    """Sums in float32 would round at each of the batches."""
+    x = torch.randn(900, 40, generator=torch.Generator().manual_seed(0)) + 100
+    norm = InputNorm(40, eps=0.0).fit(x.split(9))
+    assert torch.equal(norm.mean, x.double().mean(0).float())
+    assert torch.equal(norm.scale, x.double().var(0, correction=0).rsqrt().float())
+
+
 @pytest.mark.parametrize("method", ["standardize", "zca", "pca"])
 def test_what_never_varies_is_centred_only(method: str) -> None:
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))

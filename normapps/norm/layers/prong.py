@@ -30,9 +30,9 @@ class ProngNorm(Whitening):
     What changes is how gradient descent on V moves the function: as if on whitened inputs, which
     is the natural gradient with the layer's input covariance. In the paper V is the weight of the
     layer that follows; a normalization layer does not know that one, so it has its own V, and the
-    product of the two can do no more than the paper's. As V·U is kept, so is the scale of what
-    comes in: in a network that is not trained yet this layer normalizes nothing, and its loss
-    falls faster only. Momentum of an optimizer stays in the old basis.
+    product of the two can do no more than the paper's. As V·U is kept, nothing that a network
+    computes is normalized: this is a change of coordinates for the descent alone, and another
+    population (AdaBN) changes no output. Momentum of an optimizer stays in the old basis.
 
     Differs from the paper: Σ is a running one and not measured for each change; groups of channels
     have matrices of their own; U is symmetric, which for the gradient is the same.

@@ -60,6 +60,17 @@ def test_the_population_is_that_of_the_samples_also_one_by_one() -> None:
     torch.testing.assert_close(layer.running_cov, centred @ centred.mT / 10)
 
 
+def test_the_first_batches_count_alike() -> None:
+    """Not 99 parts of the standard normal that a new layer begins with and one of a batch."""
+    layer, (one, other) = _layer(momentum=0.01), (_input(seed=1), _input(seed=2))
+    layer(one)
+    layer(other)
+    both = torch.cat([_rows(one), _rows(other)], 1)
+    torch.testing.assert_close(layer.running_mean, both.mean(1))
+    centred = (both - both.mean(1, keepdim=True)).view(C // D, D, -1)
+    torch.testing.assert_close(layer.running_cov, centred @ centred.mT / both.shape[1])
+
+
 def test_a_step_of_descent_is_preconditioned_by_the_covariance() -> None:
     """Of the layer as a plain map A = V·U, a step is −η·G·UᵀU, with G the gradient of A."""
     layer, x = _layer(momentum=1.0), _input()
