@@ -14,12 +14,10 @@ from .tracking import Tracked
 class DiminishingNorm(PopulationNorm):
     """Standardize by a population that batch t moves by αₜ = t^−power before it is used.
 
-    μ ← (1−αₜ)μ + αₜμ_B and the same for σ². With power 1 all batches so far count alike, which is
-    what the paper's convergence proof is about; with 0 this is batch normalization. The gradient
-    flows through the batch's part, so it is batch norm's for the first batch and fades with αₜ.
-    Inference uses the same population, and so computes what training does.
-
-    Differs from the paper: variances are averaged, and are biased.
+    μ ← (1−αₜ)μ + αₜμ_B and the same for σ². With power 1 all batches so far count alike, the
+    paper's αₜ = 1/t; with 0 this is batch normalization. The gradient flows through the batch's
+    part, so it is batch norm's for the first batch and fades with αₜ. Inference uses the same
+    population, and so computes what training does. It is variances that are averaged, biased.
 
     Args:
         num_features, eps, affine, bias, sync, process_group, layout, act, drop: see

@@ -26,8 +26,8 @@ class MemorizedNorm(PopulationNorm):
     What is remembered was measured before the weights moved. Against that the paper shows each
     batch a second time after the step: see `double_forward`.
 
-    Differs from the paper: weights fall geometrically with age and count samples, so that a small
-    last batch does no harm.
+    The weights are ours: geometric in age, and counting samples, so that a small last batch does
+    no harm.
 
     Args:
         num_features, eps, affine, bias, sync, process_group, layout, act, drop: see
@@ -112,8 +112,8 @@ class MemorizedNorm(PopulationNorm):
 def double_forward(model: nn.Module) -> Iterator[None]:
     """Let memorized layers put the next batch in the place of their latest, inside of the block.
 
-    Guo et al. 2018, sec. 3.3: after the optimizer's step the same batch is shown once more, so
-    that the memory holds what the new weights make of it. Parameters get no gradient.
+    The paper's second forward pass: after the optimizer's step the same batch is shown once more,
+    so that the memory holds what the new weights make of it. Parameters get no gradient.
 
     Args:
         model: a network in training, after at least one batch.

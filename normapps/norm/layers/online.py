@@ -24,11 +24,11 @@ GUARDS = ("scaling", "clamp", "none")
 class OnlineNorm(PopulationNorm):
     """Standardize each sample by the running moments that the samples before it have left.
 
-    Forward (eq. 8), sample by sample, m and v the sample's own mean and variance a channel:
+    Forward, sample by sample, m and v the sample's own mean and variance a channel:
 
         y = (x − μ)/√(σ² + ε);  σ² ← (1−a)(σ² + a(m − μ)²) + a·v;  μ ← (1−a)μ + a·m
 
-    Backward, for the gradient g of y (eq. 11, 12): two controls, e and d, keep the gradient
+    Backward, for the gradient g of y: two controls, e and d, keep the gradient
     orthogonal to y and to 1 on average over the samples, as batch norm's is in each batch:
 
         h = g − b·e·y;  e ← e + mean(h·y);  x' = h/√(σ² + ε) − b·d;  d ← d + mean(x')

@@ -36,7 +36,7 @@ def _batches(number: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class Reference:
-    """MABN's forward and backward pass (alg. 2), without a ring."""
+    """MABN's forward and backward pass, without a ring."""
 
     def __init__(self, layer: Any) -> None:
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
