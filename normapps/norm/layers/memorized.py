@@ -32,7 +32,7 @@ class MemorizedNorm(PopulationNorm):
     Args:
         num_features, eps, affine, bias, sync, process_group, layout, act, drop: see
             `PopulationNorm`.
-        memory: k batches, the present one included; 1 is batch normalization.
+        memory: k batches, the present one included; with 1, training is that of batch norm.
         decay: weight of a batch against the next one's, 0…1.
 
     Attributes:

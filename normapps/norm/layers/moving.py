@@ -28,7 +28,8 @@ class MovingNorm(PopulationNorm):
     batches it is 1.
 
     There is no centring, so that the backward pass has one statistic and not two. The paper
-    centres the weights before the layer instead: `normalize_weights_(model, "centered")`.
+    centres the weights before the layer instead; `normalize_weights_(model, "centered")` does that
+    and gives them a norm.
 
     Differs from the authors' code: while fewer than m batches have come, those are averaged; χ̂
     averages batches, not averages of batches; in `running_mean` and `running_var`, of which it is
