@@ -32,12 +32,13 @@ def multiply(
         InputError: x has another number of groups or dimensions.
     """
     partition.check_fit(matrix, x.shape)
-    groups, width, _ = partition.shape(x.shape)
+    groups, _, _ = partition.shape(x.shape)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     matrix = matrix.to(precise).expand(groups, -1, -1)
-    shift = matrix.new_zeros(1, width) if shift is None else shift.to(precise)
-    given = precise, matrix, shift.expand(groups, -1)
-    learns = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    shift = None if shift is None else shift.to(precise).expand(groups, -1)
+    given = precise, matrix, shift
+    wanted = [each for each in given if each is not None and each.requires_grad]
+    learns = torch.is_grad_enabled() and wanted
     if not learns or torch.compiler.is_exporting():  # a file holds operators, not our gradient
         return _product(*given, partition).to(x.dtype)
     apply: Any = _Product.apply
@@ -59,7 +60,9 @@ class _Product(torch.autograd.Function):
     """matrix·x + shift, of as many groups as x has."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, shift: Tensor, partition: Partition) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, matrix: Tensor, shift: Tensor | None, partition: Partition
+    ) -> Tensor:
         ctx.partition = partition
         ctx.save_for_backward(x, matrix)
         y = _product(x, matrix, shift, partition)
@@ -103,19 +106,25 @@ class _Covariance(torch.autograd.Function):
         return multiply(x, ctx.partition, both, shift), None
 
 
-def _product(x: Tensor, matrix: Tensor, shift: Tensor, partition: Partition) -> Tensor:
+def _product(x: Tensor, matrix: Tensor, shift: Tensor | None, partition: Partition) -> Tensor:
     """matrix·x + shift."""
     pieces = _pieces(x, partition, x)
     parts, groups = pieces.shape[:2]
-    rows = pieces.flatten(0, 1)
-    matrix, shift = (t.expand(parts, *t.shape).flatten(0, 1) for t in (matrix, shift))
+    rows, matrix = pieces.flatten(0, 1), _repeated(matrix, parts)
+    last = rows.stride(1) == 1  # channels_last stays so
+    sides = (rows.transpose(1, 2), matrix.transpose(1, 2)) if last else (matrix, rows)
     with without_autocast(x):
-        if rows.stride(1) == 1:  # channels_last stays so
-            sides = rows.transpose(1, 2), matrix.transpose(1, 2)
-            y = torch.baddbmm(shift.unsqueeze(1), *sides).transpose(1, 2)
+        if shift is None:  # a shift of 0 would be written, read and added
+            y = torch.bmm(*sides)
         else:
-            y = torch.baddbmm(shift.unsqueeze(2), matrix, rows)
+            y = torch.baddbmm(_repeated(shift, parts).unsqueeze(1 if last else 2), *sides)
+    y = y.transpose(1, 2) if last else y
     return _united(y.unflatten(0, (parts, groups)), partition, x)
+
+
+def _repeated(values: Tensor, times: int) -> Tensor:
+    """(G, ...) values once more for each piece."""
+    return values.expand(times, *values.shape).flatten(0, 1)
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
+from .diagonal import scale_and_shift
 from .matrix import multiply
 from .moments import Moments, check_parts, weighted_sum
 from .partition import Partition
@@ -315,7 +316,8 @@ def _rowwise(x: Tensor, partition: Partition, factor: Tensor, shift: Tensor) -> 
     values, _ = partition.view(x)
     values = values.to(torch.promote_types(x.dtype, factor.dtype))
     factor, shift = (partition.rows(each, x.shape).to(values.dtype) for each in (factor, shift))
-    return torch.addcmul(shift, values, factor).reshape(x.shape).to(x.dtype)
+    y = scale_and_shift(values, factor, shift).to(x.dtype)
+    return y if y.dim() == x.dim() else y.reshape(x.shape)
 
 
 def _matrixwise(

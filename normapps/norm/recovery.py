@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
+from .diagonal import instance_norm, learns, scale_and_shift
 from .moments import Moments, mix
 from .operations import transport, transport_matrix
 from .partition import INSTANCE
@@ -32,7 +33,7 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if shift is None:
         return (x * scale).to(x.dtype)
     common = torch.promote_types(x.dtype, scale.dtype)
-    return torch.addcmul(shift.to(common), x.to(common), scale.to(common)).to(x.dtype)
+    return scale_and_shift(x.to(common), scale.to(common), shift.to(common)).to(x.dtype)
 
 
 def standardization(moments: Moments, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -86,6 +87,10 @@ def adain(
     Raises:
         InputError: moments of another number of channels or images.
     """
+    known = own is not None or alpha != 1
+    if not known and content.is_contiguous() and learns(content, style.mean, style.var):
+        INSTANCE.check_fit(style.mean, content.shape)
+        return instance_norm(content, style.std(eps), style.mean, eps)
     own = Moments.of(content, INSTANCE) if own is None else own
     return transport(content, own, style, "diagonal", eps, alpha)
 
