@@ -75,15 +75,19 @@ class FilterResponseNorm(AffineNorm):
                 "the sign is left; make it with learn_eps=True, or leave this layer as it was"
             )
         scale = self.inverse_rms(x)
-        y = recover(x, scale if self.weight is None else scale * self.weight, self.bias)
+        scale = scale if self.weight is None else scale * self.weight
         if self.threshold is None:
-            return y
-        return y.maximum(self.threshold.to(y.dtype).reshape(-1, *[1] * (x.dim() - 2)))
+            return recover(x, scale, self.bias)
+        # max(y, τ) as relu(y − τ) + τ: the gradient of a maximum takes four times as long
+        cut = self.threshold.to(scale)
+        y = recover(x, scale, -cut if self.bias is None else self.bias - cut).relu_()
+        return y + cut.to(y.dtype).reshape(-1, *[1] * (x.dim() - 2))
 
     def inverse_rms(self, x: Tensor) -> Tensor:
         """Return 1/√(ν²+ε): (N, C), in float32 or better."""
         values, axes = INSTANCE.view(x.to(torch.promote_types(x.dtype, torch.float32)))
-        mean_square = values.square().mean(axes).reshape(x.shape[:2])
+        length = torch.linalg.vector_norm(values, 2, axes).reshape(x.shape[:2])  # in one reading
+        mean_square = length.square() / math.prod(x.shape[2:])
         if self.learnt_eps is not None:
             mean_square = mean_square + self.learnt_eps.abs().to(mean_square)
         return (mean_square + self.eps).rsqrt()
