@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "#9aa5b1", "#1f6feb"
 """Grey for what was there, blue for what was made; apart for colour-blind readers, too."""
 
-_COLOURS = (BEFORE, AFTER, "#d97706", "#059669")
+_COLOURS = (BEFORE, AFTER, "#d97706", "#059669", "#9333ea", "#111827")
+_MOST_COLUMNS = 7
+"""Names beside each other in a legend."""
+
 _MOST_TICKS = 60
 """Names beside rows; of more layers only every second, third, … is named."""
 
@@ -89,6 +92,7 @@ class Lines:
         axes: what positions and values are.
         log: which axes are logarithmic: "x", "y", "xy".
         marks: whether each position has a dot.
+        spread: lowest and highest values of the intervals, by the name of a series that has them.
     """
 
     x: Sequence[float]
@@ -96,6 +100,7 @@ class Lines:
     axes: tuple[str, str] = field(default=("", ""))
     log: str = ""
     marks: bool = False
+    spread: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
 
 
 Plot = Bars | Dots | Histograms | Lines
@@ -127,7 +132,8 @@ def render(plot: Plot) -> bytes:
         axes.grid(axis="x" if isinstance(plot, Bars | Dots) else "y", color="#e5e7eb")
         _draw(plot, axes)
         if len(plot.series) > 1 or getattr(plot, "mark", None):
-            figure.legend(loc="outside upper right", ncols=len(plot.series) + 1, frameon=False)
+            columns = min(len(plot.series) + 1, _MOST_COLUMNS)
+            figure.legend(loc="outside upper right", ncols=columns, frameon=False)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
     return png.getvalue()
@@ -154,15 +160,21 @@ def _draw(plot: Plot, axes: Axes) -> None:
 
 
 def _draw_lines(plot: Lines, axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator
+
     for colour, (name, values) in zip(_colours(plot), plot.series.items(), strict=True):
         mark = "o" if plot.marks else None
         axes.plot(plot.x, values, label=name, color=colour, marker=mark, markersize=4)
+        if name in plot.spread:
+            axes.fill_between(plot.x, *plot.spread[name], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=plot.axes[0], ylabel=plot.axes[1])
     if "y" in plot.log and any(each > 0 for values in plot.series.values() for each in values):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else "")
+        if 10 * low <= high < 100 * low:  # few enough of 2 and 5 to be named
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     if "x" in plot.log:  # positions on it are few and chosen: they are its ticks
         axes.set_xscale("log")
         axes.set_xticks(plot.x, [f"{each:g}" for each in plot.x])

@@ -168,6 +168,19 @@ def test_a_power_is_a_straight_line_on_logarithmic_axes() -> None:
     assert np.corrcoef(*_blue(Lines(x, series, ("x", "y"))))[0, 1] > -0.999
 
 
+def test_a_band_lies_about_its_line() -> None:
+    x, band = [0.0, 1.0], {"mean": ([0.0, 1.0], [2.0, 3.0])}
+    plain = Lines(x, {"none": [3.0, 0.0], "mean": [1.0, 2.0]}, ("x", "y"))
+    rows, columns = _blue(plain)
+    pixels = [
+        np.asarray(Image.open(io.BytesIO(render(each))).convert("RGB")).astype(int)[60:]
+        for each in (plain, dataclasses.replace(plain, spread=band))
+    ]
+    changed = np.abs(pixels[0] - pixels[1]).max(2)
+    assert changed[rows.min() : rows.max(), columns.min() + 5 : columns.max() - 5].any(0).all()
+    assert changed[:, : columns.min() - 5].max() == 0
+
+
 def test_a_mark_stands_where_a_dot_of_its_value_does() -> None:
     orange = [int(plots._COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
     series = {"a": [1.0, 1.0], "b": [0.01, 10.0]}
