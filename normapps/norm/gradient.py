@@ -7,7 +7,8 @@ is added to it, and before momentum; a row is an output channel, as in `norm.wei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def block_normalize_(parameters: Parameters) -> None:
 def clip_adaptive_(parameters: Parameters, factor: float = 0.01, eps: float = 1e-3) -> None:
     """`clip_adaptive` the gradients of a network or of parameters, in place.
 
-    The paper spares the classifier: give the others' parameters.
+    The paper spares the classifier: give the others' parameters, or see `normalize_gradients_`.
     """
     _edit(parameters, lambda weight, grad, axes: clip_adaptive(grad, weight, factor, eps, axes))
 
@@ -102,6 +103,7 @@ def normalize_gradients_(
     centralize: bool = False,
     block_normalize: bool = False,
     clip: float | None = None,
+    exclude: Sequence[str] = (),
 ) -> Undo:
     """Normalize the gradients of an optimizer's parameters before every step, from now on.
 
@@ -114,22 +116,28 @@ def normalize_gradients_(
         centralize: see the function.
         block_normalize: see the function.
         clip: `factor` of `clip_adaptive`.
+        exclude: shell patterns of names of the network's parameters that are left alone, as the
+            clipping's paper leaves the classifier (`fc.*`).
 
     Returns:
         A handle that takes it back.
 
     Raises:
-        InputError: a clipping factor that is not above 0.
+        InputError: a clipping factor that is not above 0, or names without a network.
     """
     if clip is not None and not clip > 0:
         raise InputError(f"clip {clip}: must be above 0")
+    if exclude and module is None:
+        raise InputError(f"exclude {', '.join(exclude)}: names are known of a network; give that")
     edits = _edits(clip, centralize, block_normalize)
     known = {} if module is None else _transposed(module)
+    spared = set() if module is None else _named(module, exclude)
 
     def before() -> None:
-        for edit in edits:
-            for group in optimizer.param_groups:
-                _edit_each(group["params"], known, edit)
+        for group in optimizer.param_groups:
+            chosen = [each for each in group["params"] if id(each) not in spared]
+            for edit in edits:
+                _edit_each(chosen, known, edit)
 
     return around_steps_(optimizer, before) if edits else Undo()
 
@@ -166,6 +174,14 @@ def _edit_each(parameters: Iterable[Tensor], known: Mapping[int, Axes], edit: Ed
 def _transposed(module: nn.Module) -> dict[int, Axes]:
     layers = [layer for layer in module.modules() if isinstance(layer, TRANSPOSED)]
     return {id(layer._parameters.get("weight")): Axes.of(layer) for layer in layers}
+
+
+def _named(module: nn.Module, patterns: Sequence[str]) -> set[int]:
+    return {
+        id(parameter)
+        for name, parameter in module.named_parameters()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
 def _rows(tensor: Tensor, axes: Axes) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from math import isfinite
 from typing import Any
@@ -38,6 +38,7 @@ def create_optimizer(
     centralize: bool = False,
     block_normalize: bool = False,
     clip: float | None = None,
+    exclude: Sequence[str] = (),
     **options: Any,
 ) -> Optimizer:
     """Make an optimizer, and normalize the gradients before each of its steps.
@@ -51,11 +52,14 @@ def create_optimizer(
         name: a key of `OPTIMIZERS`.
         parameters: of a network those that require a gradient, of which norm layers, biases and
             other vectors do not decay; of parameters all decay; groups may say it themselves.
-        lr: learning rate. LARS multiplies it by 0.001·‖w‖/‖g‖, and so wants one near 1 or above.
+        lr: learning rate. LARS multiplies it by 0.001·‖w‖/‖g‖ where it adapts, so there it wants 1
+            or more, or a larger `trust_coeff`.
         weight_decay: LARS and LAMB adapt the rate of what decays only, unless `always_adapt`.
         centralize: gradients without the mean of each row (Yong et al. 2020).
         block_normalize: gradients of length 1, a tensor (Yu et al. 2017).
         clip: adaptive clipping (Brock et al. 2021) at this ratio; 0.01 is the paper's.
+        exclude: shell patterns of the network's parameters whose gradients are left alone; the
+            clipping's paper leaves the classifier.
         options: the optimizer's own, as `momentum`, `betas` or `foreach`.
 
     Raises:
@@ -77,9 +81,8 @@ def create_optimizer(
         optimizer: Optimizer = make(groups, lr=lr, **chosen)
     except ValueError as error:
         raise InputError(f"optimizer '{name}': {error}") from error
-    normalize_gradients_(
-        optimizer, module, centralize=centralize, block_normalize=block_normalize, clip=clip
-    )
+    edits: dict[str, Any] = {"centralize": centralize, "block_normalize": block_normalize}
+    normalize_gradients_(optimizer, module, clip=clip, exclude=exclude, **edits)
     return optimizer
 
 

@@ -161,6 +161,22 @@ def test_a_centred_gradient_keeps_the_mean_of_the_weight() -> None:
     torch.testing.assert_close(layer.weight.detach().mean(1), means, rtol=0, atol=1e-6)
 
 
+def test_parameters_are_spared_by_name() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    normalize_gradients_(optimizer, network, block_normalize=True, exclude=["1.*"])
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.ones_like(parameter)) == name.startswith("1."), (
+            name
+        )
+    with pytest.raises(InputError, match=r"exclude 1\.\*: names are known of a network; give that"):
+        normalize_gradients_(optimizer, block_normalize=True, exclude=["1.*"])
+
+
 def test_a_factor_of_nothing_is_refused() -> None:
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     for clip in (0.0, -1.0, float("nan")):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 
 from ...errors import InputError, unknown
+from ...training.optimizers import create_optimizer as make
 
 RATES = {"sgd": 2.5e-4, "adam": 1e-3}
 """Name → learning rate: TENT's for ImageNet (batches of 64) and for CIFAR (batches of 200)."""
@@ -35,4 +37,5 @@ def create_optimizer(
     if not 0 <= rate < inf or not 0 <= momentum < 1:
         raise InputError(f"lr {rate}, momentum {momentum}: must be from 0, and in [0, 1)")
     parameters = [each for each in model.parameters() if each.requires_grad]
-    return Adam(parameters, rate) if name == "adam" else SGD(parameters, rate, momentum=momentum)
+    more: dict[str, Any] = {"momentum": momentum} if name == "sgd" else {}
+    return make(name, parameters, lr=rate, **more)

@@ -148,17 +148,25 @@ class Geometry:
         tangent: (W, V) → V projected onto the tangent space at W.
         retract: a matrix near the manifold → one on it.
         nearest: any matrix → the nearest one on it.
+        square: shape → ‖W‖²_F of every point.
     """
 
     tangent: Callable[[Tensor, Tensor], Tensor]
     retract: Callable[[Tensor], Tensor]
     nearest: Callable[[Tensor], Tensor]
+    square: Callable[[tuple[int, ...]], int]
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0]
 
 
 RETRACTIONS: dict[str, Callable[[Tensor], Tensor]] = {"qr": qr_rows, "polar": polar_rows}
 MANIFOLDS: dict[str, Callable[[str], Geometry]] = {
-    "oblique": lambda retraction: Geometry(oblique_tangent, unit_rows, unit_rows),
-    "stiefel": lambda retraction: Geometry(stiefel_tangent, RETRACTIONS[retraction], polar_rows),
+    "oblique": lambda retraction: Geometry(oblique_tangent, unit_rows, unit_rows, _rows),
+    "stiefel": lambda retraction: Geometry(
+        stiefel_tangent, RETRACTIONS[retraction], polar_rows, min
+    ),
 }
 
 
@@ -180,7 +188,7 @@ class Constraint:
             matrix = self._matrix(self.parameter)
             nearest = self.geometry.nearest(matrix)
             again = self.geometry.nearest(nearest)
-        if not torch.allclose(nearest, again, rtol=0, atol=_EXACT) or _is_short(nearest):
+        if not torch.allclose(nearest, again, rtol=0, atol=_EXACT) or self._is_short(nearest):
             raise InputError(
                 f"{self.path}: rows of zeros, or that depend on each other, have no nearest point "
                 "on the manifold; initialise the weight first"
@@ -212,15 +220,13 @@ class Constraint:
     def _write(self, matrix: Tensor) -> None:
         self.parameter.copy_(self.axes.stored(matrix, self.parameter.shape))
 
+    def _is_short(self, nearest: Tensor) -> bool:
+        """Whether a row or singular value that ought to be 1 is 0."""
+        square = float(torch.linalg.vector_norm(nearest).square())
+        return not square > self.geometry.square(nearest.shape) - 0.5
+
     def _rounding(self) -> float:
         return max(_EXACT, 2 * torch.finfo(self.parameter.dtype).eps)
-
-
-def _is_short(matrix: Tensor) -> bool:
-    """Whether singular values, or rows, that ought to be 1 are not."""
-    rank = min(matrix.shape)
-    length = float(torch.linalg.matrix_norm(matrix).square())
-    return not (length >= rank * 0.999)
 
 
 def _geometry(manifold: str, retraction: str) -> Geometry:

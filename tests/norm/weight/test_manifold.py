@@ -277,6 +277,11 @@ def test_refusals_name_the_layer() -> None:
             network[1].weight.copy_(weight)  # type: ignore[union-attr, operator]
         with pytest.raises(InputError, match="1: rows of zeros, or that depend on each other"):
             constrain_(whole, network, manifold)
+    tall = nn.Linear(2, 5)
+    with torch.no_grad():
+        tall.weight[3] = 0
+    with pytest.raises(InputError, match="Linear: rows of zeros, or that depend on each other"):
+        constrain_(SGD(tall.parameters(), 0.1), tall, "oblique")
     weight_standardization_(network, include=["1"])
     with pytest.raises(InputError, match="1: 'weight' is parametrized"):
         constrain_(whole, network)
