@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -22,9 +23,10 @@ from .tracking import Tracked
 class L1BatchNorm(BatchNorm):
     """Batch norm with s = √(π/2)·E|x−μ| for the standard deviation, which it is of a Gaussian.
 
-    (x−μ)/√(s²+ε) then scale and shift. `running_var` keeps s², so that inference, folding and the
+    (x−μ)/√(s²+ε), then scale and shift. `running_var` keeps s², so that inference, folding and the
     state dict are batch norm's; of features that are not Gaussian it is no variance (of a Laplace
-    distribution π/4 of it), and statistics measured anew by `population.measure` are variances.
+    distribution π/4 of it). `population.measure` measures s² too, and pools it as it does
+    variances, which is exact for Gaussians.
 
     Differs from the norm_matters code: that averages 1/s, of which a momentum of 0.1 is the weight
     of the old, starts it at 0, and leaves γ and β without a start; ε stands beside s there.
@@ -53,33 +55,35 @@ class L1BatchNorm(BatchNorm):
         return recover(x, standardization(self.moments(x), self.eps), self.weight, self.bias)
 
     def measure(self, x: Tensor, partition: Partition) -> Moments:
-        """Measure the means of this process's batch (N, C, *S)."""
-        return batch_means(x)
+        """Measure the mean and s² of this process's batch (N, C, *S)."""
+        found = batch_means(x)
+        return replace(found, var=self.spread(x, found.mean).square())
 
     def joined(self, measured: Moments, samples: int, x: Tensor) -> Moments:
         """Return the mean and s² of all processes, checked and in training remembered.
 
         Args:
-            measured: this process's means.
+            measured: this process's mean and s².
             samples: how many values a channel they are measured from.
             x: (N, C, *S), where N may be 0.
 
         Raises:
             InputError: too few samples, in all processes alike.
         """
-        whole, synced = measured, self.sync and is_joined()
-        if synced:
-            whole = gather(measured, self.process_group)
-            samples = int(whole.count[0])
+        if self.sync and is_joined():
+            measured = self._gathered(measured, x)
+            samples = int(measured.count[0])
         self.check_samples(samples, x)
-        spread = self.spread(x, whole.mean) if len(x) else whole.mean * 0
-        if synced:
-            own = Moments(measured.count, spread, torch.zeros_like(spread), None, BATCH)
-            spread = gather(own, self.process_group).mean
-        found = Moments(whole.count, whole.mean, spread.square(), None, BATCH)
         if self.training and self.running_mean is not None:
-            self.remember(found.detach())
-        return found
+            self.remember(measured.detach())
+        return measured
+
+    def _gathered(self, measured: Moments, x: Tensor) -> Moments:
+        """The mean of all processes, and then s² about that."""
+        whole = gather(measured, self.process_group)
+        spread = self.spread(x, whole.mean) if len(x) else whole.mean * 0
+        own = Moments(measured.count, spread, torch.zeros_like(spread), None, BATCH)
+        return replace(whole, var=gather(own, self.process_group).mean.square())
 
     def pass_empty(self, x: Tensor) -> Tensor:
         """Return (0, C, *S) as it is; take part in what other processes measure."""

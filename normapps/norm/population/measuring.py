@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError, unknown
+from ..layers.l1 import L1BatchNorm
 from ..moments import Moments
 from ..partition import BATCH, Partition
 from .agreement import agreeing
@@ -154,7 +155,7 @@ class _Listener:
         partitions = {name: partition_of(layer) for name, layer in layers.items()}
 
         def hear(name: str, x: Tensor) -> None:
-            moments = _measure(partitions[name], x)
+            moments = _measure(layers[name], partitions[name], x)
             tally.add(name, moments)
             then(name, x, moments)
 
@@ -252,7 +253,9 @@ def _stay(name: str, x: Tensor, moments: Moments) -> None:
     """Let the forward pass go on."""
 
 
-def _measure(partition: Partition, x: Tensor) -> Moments:
+def _measure(layer: nn.Module, partition: Partition, x: Tensor) -> Moments:
+    if isinstance(layer, L1BatchNorm):  # what it divides by is not the deviation
+        return layer.measure(x, partition)
     return batch_moments(x) if partition == BATCH else Moments.of(x, partition, full=True)
 
 

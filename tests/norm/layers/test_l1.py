@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normapps.errors import InputError
 from normapps.graph.fold import fold_batchnorm
-from normapps.norm import convert_norm
+from normapps.norm import apply_, convert_norm, measure
 from normapps.norm.layers.l1 import L1BatchNorm, TopKBatchNorm
 from normapps.norm.registry import create_norm
 
@@ -95,6 +95,20 @@ def test_a_batch_norm_becomes_one_and_folds(name: str) -> None:
     folded, report = fold_batchnorm(model.eval(), x)
     assert len(report.folded) == 1
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["l1", "top_k"])
+def test_statistics_measured_anew_are_its_own(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(create_norm(name, 3, momentum=None, layout="2d"))
+    x = torch.randn(16, 3, 4, 4) ** 3
+    expected = model(x)
+    measured = measure(model, [x])
+    apply_(model, measured)
+    # what is stored is unbiased
+    torch.testing.assert_close(model.eval()(x), expected, rtol=5e-3, atol=1e-4)
+    batch = x.transpose(0, 1).flatten(1).var(1)
+    assert ((model[0].running_var / batch - 1).abs() > 0.1).all()
 
 
 def test_no_distance_at_all_is_refused() -> None:
