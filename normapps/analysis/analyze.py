@@ -38,9 +38,6 @@ from .stochasticity import stochasticity
 Progress = Callable[[str, int], object]
 """Called with what is being done and of how many items one more is."""
 
-_FEW = 16
-"""Pictures that each weight is scaled on: one forward and backward pass a layer."""
-
 
 @dataclass(frozen=True)
 class AnalysisReport:
@@ -231,10 +228,12 @@ class _Work:
 
     def _invariance(self, name: str) -> None:
         self._need_logits()
-        batch = next(self.sample.batches(min(_FEW, self.options.batch_size)))
         total = len(weighted_layers(self.model))
         self.results.invariance = scale_invariance(
-            self.model, batch, self.options.lr, lambda: self.progress(name, total)
+            self.model,
+            next(self.sample.batches(self.options.batch_size)),
+            self.options.lr,
+            progress=lambda: self.progress(name, total),
         )
 
     def _stochasticity(self, name: str) -> None:

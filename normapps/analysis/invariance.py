@@ -77,6 +77,8 @@ def scale_invariance(
     model: nn.Module,
     batch: Batch,
     lr: float = 0.1,
+    *,
+    few: int = 8,
     progress: Callable[[], object] | None = None,
 ) -> tuple[Invariance, ...]:
     """Scale the weight of every convolution and linear layer, one after the other.
@@ -87,15 +89,16 @@ def scale_invariance(
 
     Args:
         model: a classifier; it comes back as it was.
-        batch: two inputs or more, and labels.
+        batch: two inputs or more, and labels; the step is that of all of them.
         lr: η.
+        few: inputs, the first ones, on which weights are scaled.
         progress: called after each weight.
 
     Raises:
         InputError: the model returns no logits, the loss is not finite, or no weight is left.
     """
     with as_in_training(model):
-        trial = _Trial(model, batch)
+        trial = _Trial(model, batch, few)
         rows = []
         for layer in trial.layers:
             rows.append(trial.row(layer, lr))
@@ -105,9 +108,9 @@ def scale_invariance(
 
 
 class _Trial:
-    """One batch, its logits and gradients, and what becomes of them when a weight is scaled."""
+    """The gradients of a batch, and what becomes of a few inputs when a weight is scaled."""
 
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, few: int) -> None:
         self.model, (self.x, labels) = model, batch
         modules = weighted_layers(model)
         self.weights = {
@@ -117,9 +120,12 @@ class _Trial:
         }
         model.requires_grad_(False)
         with _variances(modules) as self.variances:
-            self.logits, found = self._run(self.weights, labels)
-        self.labels = self.logits.argmax(1) if labels is None else labels
+            logits, found = self._run(self.weights, labels)
+        self.labels = (logits.argmax(1) if labels is None else labels)[:few]
         self.gradients = {name: each for name, each in found.items() if each is not None}
+        self.x = self.x[:few]
+        self.logits, found = self._run(self.weights, self.labels)
+        self.slopes = {name: float(each.norm()) for name, each in found.items() if each is not None}
         self.layers = {name: modules[name] for name in self.weights if name in self.gradients}
         if not self.layers:
             raise InputError(f"{type(model).__name__} has no convolution or linear layer to scale")
@@ -131,8 +137,10 @@ class _Trial:
         change = _relative(logits, self.logits)
         norm, slope = float(w.norm()), float(g.norm())
         along = float((w.double() * g.double()).sum())
-        scaled = found[layer]
-        ratio = float(scaled.norm()) * FACTOR / slope if scaled is not None and slope else math.nan
+        before, scaled = self.slopes.get(layer), found[layer]
+        ratio = (
+            FACTOR * float(scaled.norm()) / before if scaled is not None and before else math.nan
+        )
         return Invariance(
             layer,
             kind_of(self.layers[layer]),
