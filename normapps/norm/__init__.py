@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from .gradient import normalize_gradients_ as normalize_gradients_
     from .inputs import InputNorm as InputNorm
     from .layers.adaptive import AdaIN as AdaIN
+    from .layers.moment_exchange import MomentExchange as MomentExchange
+    from .layers.moment_exchange import moment_exchange as moment_exchange
+    from .layers.moment_shortcut import shortcut_moments_ as shortcut_moments_
     from .population import Population as Population
     from .population import apply_ as apply_
     from .population import measure as measure
@@ -67,6 +70,7 @@ _LAZY = {
     "Conversion": "convert",
     "DomainModel": "domain",
     "InputNorm": "inputs",
+    "MomentExchange": "layers.moment_exchange",
     "Population": "population",
     "apply_": "population",
     "average_parameters": "weight",
@@ -78,11 +82,13 @@ _LAZY = {
     "inspect": "weight",
     "list_norms": "registry",
     "measure": "population",
+    "moment_exchange": "layers.moment_exchange",
     "normalize_gradients_": "gradient",
     "normalize_weights_": "weight",
     "orthogonal_penalty": "weight",
     "refresh_": "weight",
     "remove_spectral_norm_": "weight",
+    "shortcut_moments_": "layers.moment_shortcut",
     "spectral_norm_": "weight",
     "sync_norm_": "convert",
     "unfreeze_norm_": "convert",
@@ -100,6 +106,7 @@ __all__ = [
     "Conversion",
     "DomainModel",
     "InputNorm",
+    "MomentExchange",
     "Moments",
     "Partition",
     "Population",
@@ -125,6 +132,7 @@ __all__ = [
     "merge",
     "mix",
     "mix_factors",
+    "moment_exchange",
     "normalize_gradients_",
     "normalize_weights_",
     "orthogonal_penalty",
@@ -134,6 +142,7 @@ __all__ = [
     "remove_spectral_norm_",
     "restore",
     "scale",
+    "shortcut_moments_",
     "spectral_norm_",
     "standardize",
     "sync_norm_",

@@ -81,13 +81,14 @@ class FilterResponseNorm(AffineNorm):
         # max(y, τ) as relu(y − τ) + τ: the gradient of a maximum takes four times as long
         cut = self.threshold.to(scale)
         y = recover(x, scale, -cut if self.bias is None else self.bias - cut).relu_()
-        return y + cut.to(y.dtype).reshape(-1, *[1] * (x.dim() - 2))
+        floor: Tensor = cut.to(y.dtype).reshape(-1, *[1] * (x.dim() - 2))
+        return y + floor
 
     def inverse_rms(self, x: Tensor) -> Tensor:
         """Return 1/√(ν²+ε): (N, C), in float32 or better."""
         values, axes = INSTANCE.view(x.to(torch.promote_types(x.dtype, torch.float32)))
-        length = torch.linalg.vector_norm(values, 2, axes).reshape(x.shape[:2])  # in one reading
-        mean_square = length.square() / math.prod(x.shape[2:])
+        length: Tensor = torch.linalg.vector_norm(values, 2, axes)  # in one reading
+        mean_square = length.reshape(x.shape[:2]).square() / math.prod(x.shape[2:])
         if self.learnt_eps is not None:
             mean_square = mean_square + self.learnt_eps.abs().to(mean_square)
         return (mean_square + self.eps).rsqrt()
