@@ -89,6 +89,17 @@ def cross_entropy(output: Any, labels: Tensor | None) -> Tensor:
     return loss
 
 
+def gradients_of(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a loss, None for what it does not depend on.
+
+    Raises:
+        InputError: it depends on nothing, because the network's forward cuts its graph.
+    """
+    if not loss.requires_grad:
+        raise InputError("no gradient flows back through the model: its forward detaches it")
+    return torch.autograd.grad(loss, tensors, allow_unused=True)
+
+
 @contextmanager
 def as_in_training(model: nn.Module) -> Iterator[nn.Module]:
     """Let the norm layers work as in training, and everything else, dropout too, as in inference.
@@ -142,7 +153,7 @@ def watch(
             source = x.detach().requires_grad_()
             # a copy, because a first layer that works in place may not do so on a leaf
             loss = cross_entropy(model(source.clone()), labels)
-            torch.autograd.grad(loss, source, allow_unused=True)
+            gradients_of(loss, [source])
             if progress is not None:
                 progress()
 

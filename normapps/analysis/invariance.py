@@ -21,7 +21,15 @@ from torch.func import functional_call
 from ..errors import InputError
 from ..models.outputs import logits_of
 from ..norm.convert.sites import find_sites
-from .hooks import Batch, as_in_training, cross_entropy, kind_of, rows_of, weighted_layers
+from .hooks import (
+    Batch,
+    as_in_training,
+    cross_entropy,
+    gradients_of,
+    kind_of,
+    rows_of,
+    weighted_layers,
+)
 
 FACTOR = 3.0
 """α, by which each weight is multiplied."""
@@ -162,7 +170,7 @@ class _Trial:
         with torch.enable_grad():
             logits = logits_of(functional_call(self.model, given, (self.x.clone(),)))
             loss = cross_entropy(logits, labels) / len(logits)
-            found = torch.autograd.grad(loss, list(given.values()), allow_unused=True)
+            found = gradients_of(loss, list(given.values()))
         return logits.detach(), dict(zip(weights, found, strict=True))
 
     def _verdict(self, layer: str, change: float, ratio: float) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..models.outputs import logits_of
-from .hooks import Batch, as_in_training, cross_entropy
+from .hooks import Batch, as_in_training, cross_entropy, gradients_of
 
 FACTORS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 """Steps, as multiples of the learning rate."""
@@ -99,7 +99,7 @@ def _gradient(
         if not check and not bool(torch.isfinite(logits.detach()).all()):
             return math.inf, {}
         loss = cross_entropy(logits, labels) / len(logits)
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        found = gradients_of(loss, wanted)
     gradients = dict(zip((n for n, w in given.items() if w.requires_grad), found, strict=True))
     none = {name: torch.zeros_like(w) for name, w in weights.items()}
     return float(loss.detach()), {

@@ -50,6 +50,15 @@ def test_each_call_is_told_in_its_order() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_forward_without_a_graph_is_refused() -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach()
+
+    with pytest.raises(InputError, match="its forward detaches it"):
+        watch(Cut(), [(torch.randn(3, 4), None)], [])
+
+
 def _fail_within(model: nn.Sequential) -> None:
     with as_in_training(model):
         assert [module.training for module in model] == [True, False, True]
