@@ -36,7 +36,8 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         x: any shape and strides.
         scale, shift: as many axes as x, each of the length of x's or of length 1; dtype of x.
     """
-    if x.device.type == "cpu" and learns(x, scale, shift):
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in (x, scale, shift))
+    if learns and x.device.type == "cpu" and not torch.compiler.is_exporting():
         full = torch.broadcast_tensors(scale, shift)
         rows = _rows(x, full[0].shape)
         if rows is not None:
@@ -57,15 +58,6 @@ def instance_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor
     precise = torch.promote_types(x.dtype, torch.float32)
     scale, shift = (each.to(precise).expand(n, -1) for each in (scale, shift))
     return _by_kernel(x, x.reshape(1, n * c, -1), (None, None), scale, shift, eps)
-
-
-def learns(*given: Tensor) -> bool:
-    """Whether a gradient is asked for and torch's kernels are the way to it.
-
-    A compiler fuses what is simple, and a file is to hold that.
-    """
-    asked = torch.is_grad_enabled() and any(each.requires_grad for each in given)
-    return asked and not torch.compiler.is_compiling()
 
 
 def _by_kernel(

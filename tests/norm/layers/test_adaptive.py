@@ -94,3 +94,13 @@ def test_what_does_not_fit_is_refused() -> None:
         layer(x, Moments.of(_features(3, 3, 4)))
     with pytest.raises(InputError, match=r"AdaIN got \(2, 3\): 1 element"):
         layer(_features(2, 3), Moments.of(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("styles", [1, 2])
+def test_training_is_the_same_by_one_kernel(styles: int, dtype: torch.dtype) -> None:
+    x = _features(2, 3, 6, 5).to(dtype).requires_grad_()
+    style = Moments.of(_features(styles, 3, 4, 4, seed=1))
+    trained, inferred = AdaIN(3)(x, style), AdaIN(3).eval()(x, style)
+    torch.testing.assert_close(trained, inferred, check_stride=True)
+    assert not trained._is_view()  # behind which an activation in place would copy it
