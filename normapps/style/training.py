@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ _GRID = 4
 _GRID_SIDE = 256
 
 
-def train(options: TrainOptions, folder: Path) -> Path:
+def train(
+    options: TrainOptions, folder: Path, make_task: Callable[..., StyleTask] | None = None
+) -> Path:
     """Train, or continue what `folder` holds; return the model folder with the averaged weights.
 
     Everything random in step i comes from (seed, i, rank), so a run that is interrupted and resumed
@@ -59,6 +62,8 @@ def train(options: TrainOptions, folder: Path) -> Path:
     Args:
         options: what to train on and how.
         folder: the run folder: options.json, metrics.jsonl, samples/, checkpoint/, model/.
+        make_task: a `StyleTask` with terms of its own, of (options, world, device); None: as
+            `options.model` says.
 
     Raises:
         InputError: a source, weight file or checkpoint cannot be used.
@@ -77,7 +82,7 @@ def train(options: TrainOptions, folder: Path) -> Path:
             here,
             device,
         )
-        task = _task(options)(options, here, device)
+        task = (make_task or _task(options))(options, here, device)
 
         def keep(done: int) -> None:
             if done % options.sample_every == 0 and here.is_main:
@@ -176,7 +181,7 @@ class StyleTask:
         output, again = output.float().split(
             [len(batch.content), len(content) - len(batch.content)]
         )
-        terms = losses(output, identity.float(), batch, self.vgg, self.options)
+        terms = self.terms(output, identity.float(), batch)
         if len(again):
             terms["temporal"] = unsteadiness(output[:1], again, *move)
             terms["total"] = terms["total"] + self.options.temporal_weight * terms["temporal"]
@@ -187,6 +192,10 @@ class StyleTask:
         update_average(self.average, self.model, self.options.ema, step)
         values = torch.stack([*terms.values(), norm]).detach().tolist()
         return dict(zip([*terms, "grad_norm"], values, strict=True))
+
+    def terms(self, output: Tensor, identity: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of the loss and their `total`; see `losses`."""
+        return losses(output, identity, batch, self.vgg, self.options)
 
     def _with_moved(self, batch: Batch, down: int, right: int) -> tuple[Tensor, Tensor]:
         """The pairs, and the first once more with its photo moved if steadiness is asked for."""
