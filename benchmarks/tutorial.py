@@ -119,16 +119,18 @@ def _write(reports: Mapping[str, Report], results: Results, options: argparse.Na
     where = conditions(("normapps", "torch", "scikit-learn"))
     for name in options.parts:
         report, title = reports[name], PARTS[name].title
-        if not all(each.holds for each in report.claims):
+        if not report.is_borne_out:
             continue
         _draw(name, report, IMAGES)
         write_section(f"tutorial-{name}", _body(name, report), DOCS / "tutorial.md")
         seconds = sum(results[f"{name}/{seed}"]["seconds"] for seed in range(options.seeds))
-        run = f"`python benchmarks/tutorial.py {name} --seeds {options.seeds}`, mean ± half of the"
-        text = f"{run} 95 % interval; {seconds:.0f} s of processor time."
+        text = (
+            f"`python benchmarks/tutorial.py {name} --seeds {options.seeds}`: means and 95 % "
+            f"intervals, geometric where in brackets; {seconds:.0f} s of processor time."
+        )
         body = [f"## Tutorial: {title}", _wrapped(text), report.table, where]
         write_section(f"tutorial-{name}", "\n\n".join(body))
-    if len(reports) == len(PARTS):
+    if len(reports) == len(PARTS) and all(each.is_borne_out for each in reports.values()):
         write_section("tutorial", _summary(reports), DOCS / "normalization.md")
 
 
@@ -139,7 +141,7 @@ def _draw(name: str, report: Report, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     drawn = Image.open(io.BytesIO(render(report.plot))).convert("RGB")
-    small = drawn.quantize(64, dither=Image.Dither.NONE)
+    small = drawn.quantize(128, dither=Image.Dither.NONE)
     small.save(folder / f"{name}.png", optimize=True)
 
 

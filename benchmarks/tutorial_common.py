@@ -18,6 +18,7 @@ from normapps.measure.plots import Lines, Plot
 from normapps.norm import create_norm
 
 TRAINING = 1280
+LEAST = 1e-9
 
 Data = tuple[Tensor, Tensor]
 """Pictures or vectors, and their classes."""
@@ -43,6 +44,11 @@ class Report:
     caption: str
     claims: Sequence[Claim]
     table: str
+
+    @property
+    def is_borne_out(self) -> bool:
+        """Whether the figures bear out all that is said."""
+        return all(each.holds for each in self.claims)
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,15 @@ def mlp(norm: str | None, depth: int, width: int = 64, **options: Any) -> nn.Seq
 
 
 def cnn(norm: str | None, widths: Sequence[int], **options: Any) -> nn.Sequential:
-    """Convolution 3×3, norm and ReLU a width, stride 2 from the second on, mean, classifier."""
+    """Convolution 3×3, norm and ReLU a width, stride 2 from the second on, then the classifier."""
     layers: list[nn.Module] = []
     for inputs, outputs in zip((1, *widths), widths, strict=False):
         conv = nn.Conv2d(inputs, outputs, 3, 2 if layers else 1, padding=1, bias=norm is None)
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         act = nn.Identity() if norm == "frn" else nn.ReLU()  # frn cuts off by itself
         layers += [conv, *_norm(norm, outputs, "2d", options), act]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+    places = (16 // 2 ** len(widths)) ** 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(places * widths[-1], 10))
 
 
 def _norm(name: str | None, width: int, layout: str, options: dict[str, Any]) -> list[nn.Module]:
@@ -150,19 +157,33 @@ def final(losses: Sequence[float], last: int = 20) -> float:
     return min(value, math.log(10)) if math.isfinite(value) else math.log(10)
 
 
-@torch.no_grad()
 def error(model: nn.Module, data: Data) -> float:
     """Per cent of wrong answers in inference; a network that overflowed is wrong nine times."""
+    return judged(model, data)[0]
+
+
+@torch.no_grad()
+def judged(model: nn.Module, data: Data) -> tuple[float, float]:
+    """Per cent of wrong answers in inference, and the loss."""
     logits = model.eval()(data[0])
     model.train()
     if not bool(torch.isfinite(logits).all()):
-        return 90.0
-    return 100 * float((logits.argmax(1) != data[1]).double().mean())
+        return 90.0, math.log(10)
+    wrong = 100 * float((logits.argmax(1) != data[1]).double().mean())
+    return wrong, float(F.cross_entropy(logits, data[1]))
 
 
 def summarized(seeds: Sequence[Mapping[str, float]]) -> Found:
-    """Mean and 95 % interval of each figure; of one seed the value alone."""
-    return {name: _estimate([each[name] for each in seeds]) for name in seeds[0]}
+    """Mean and 95 % interval of each figure, of one seed the value alone; "log NAME": of its log10.
+
+    A figure of 0 counts as `LEAST` in its logarithm.
+    """
+    found = {}
+    for name in seeds[0]:
+        values = [each[name] for each in seeds]
+        found[name] = _estimate(values)
+        found[f"log {name}"] = _estimate([math.log10(max(each, LEAST)) for each in values])
+    return found
 
 
 def _estimate(values: Sequence[float]) -> Estimate:
@@ -170,28 +191,23 @@ def _estimate(values: Sequence[float]) -> Estimate:
 
 
 def curves(
-    found: Found,
-    names: Sequence[str],
-    keys: Sequence[Any],
-    axes: tuple[str, str],
-    *,
-    power: bool = False,
-    **options: Any,
+    found: Found, names: Sequence[str], keys: Sequence[Any], axes: tuple[str, str], **options: Any
 ) -> Lines:
-    """Lines through the figures "name/key", with their intervals.
+    """Lines through the figures "name/key" with their intervals, geometric ones on a log axis.
 
     Args:
         keys: numbers, the places on the x axis.
-        power: the figures are logarithms to base 10.
         options: of `Lines`.
     """
+    is_log = "y" in options.get("log", "")
 
     def drawn(value: float) -> float:
-        return 10**value if power else value
+        return 10**value if is_log else value
 
-    rows = {name: [found[f"{name}/{key}"] for key in keys] for name in names}
+    prefix = "log " if is_log else ""
+    rows = {name: [found[f"{prefix}{name}/{key}"] for key in keys] for name in names}
     return Lines(
-        list(keys),
+        [float(key) for key in keys],
         {name: [drawn(each.mean) for each in row] for name, row in rows.items()},
         axes,
         spread={
@@ -207,6 +223,17 @@ def spread(value: Estimate, digits: int = 2) -> str:
     return f"{value.mean:.{digits}f} ± {value.margin:.{digits}f}"
 
 
-def powers(value: Estimate) -> str:
-    """A power of ten by the estimate of its logarithm, with its interval."""
-    return f"{10**value.mean:.2g} ({10**value.low:.2g}–{10**value.high:.2g})"
+def powers(found: Found, name: str) -> str:
+    """A figure's geometric mean and interval."""
+    value = found[f"log {name}"]
+    return f"{short(10**value.mean)} ({short(10**value.low)}–{short(10**value.high)})"
+
+
+def geometric(found: Found, name: str) -> float:
+    """A figure's geometric mean."""
+    return float(10 ** found[f"log {name}"].mean)
+
+
+def short(value: float) -> str:
+    """Two figures, without an exponent up to a million."""
+    return f"{float(f'{value:.2g}'):.0f}" if 100 <= value < 1e6 else f"{value:.2g}"

@@ -7,7 +7,19 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tutorial_common import Claim, Found, Part, Report, curves, digits, mlp, powers, spread, vectors
+from tutorial_common import (
+    Claim,
+    Found,
+    Part,
+    Report,
+    curves,
+    digits,
+    geometric,
+    mlp,
+    powers,
+    short,
+    vectors,
+)
 
 from normapps.analysis.conditioning import PERCENT, conditioning, spectrum
 from normapps.norm.inputs import InputNorm
@@ -16,8 +28,8 @@ DEPTH = 16
 NETWORKS = {"none": None, "layer": "layer", "batch": "batch", "iternorm": "iternorm"}
 OPTIONS = {"iternorm": {"group_size": 16}}
 KAPPA = PERCENT.index(50)
-MOST = 16.0
-"""log10 of the largest condition number that float64 tells from infinity."""
+MOST = 1e16
+"""The largest condition number that float64 tells from infinity."""
 
 
 def _measure_layers(seed: int) -> dict[str, float]:
@@ -29,7 +41,7 @@ def _measure_layers(seed: int) -> dict[str, float]:
         rows = conditioning(mlp(norm, DEPTH, **OPTIONS.get(name, {})), batch)
         for number, row in enumerate(rows[1:DEPTH], 2):
             kappa = math.inf if row.input is None else row.input.kappa[KAPPA]
-            found[f"{name}/{number}"] = min(math.log10(kappa), MOST)
+            found[f"{name}/{number}"] = min(kappa, MOST)
     return found
 
 
@@ -44,10 +56,9 @@ def _report_layers(found: Found) -> Report:
         ("layer", "κ₅₀ of what it reads"),
         log="y",
         marks=True,
-        power=True,
     )
     rows = [
-        [name, *(powers(found[f"{name}/{place}"]) for place in (2, 8, DEPTH))] for name in NETWORKS
+        [name, *(powers(found, f"{name}/{place}") for place in (2, 8, DEPTH))] for name in NETWORKS
     ]
     return Report(
         f"A network of {DEPTH} hidden layers of 64 with ReLU and He's initialization, before any "
@@ -61,12 +72,12 @@ def _report_layers(found: Found) -> Report:
 
 
 def _layer_claims(found: Found) -> list[Claim]:
-    first, deep = ({name: found[f"{name}/{at}"] for name in NETWORKS} for at in (2, DEPTH))
-    mean = {name: f"{10**value.mean:.2g}" for name, value in deep.items()}
+    first, deep = ({name: found[f"log {name}/{at}"] for name in NETWORKS} for at in (2, DEPTH))
+    mean = {name: short(10**value.mean) for name, value in deep.items()}
     return [
         Claim(
             "Without normalization every layer reads less round inputs than the one before it: κ₅₀ "
-            f"goes from {10 ** first['none'].mean:.2g} at layer 2 to {mean['none']} at layer "
+            f"goes from {short(10 ** first['none'].mean)} at layer 2 to {mean['none']} at layer "
             f"{DEPTH}, although He's initialization keeps the activations' size.",
             deep["none"].low > first["none"].high,
         ),
@@ -105,7 +116,7 @@ def _measure_inputs(seed: int) -> dict[str, float]:
         rows = x.double()
         shape = spectrum(rows.T @ rows / len(rows), len(rows), 1e-7)
         for percent, value in zip(PERCENT, shape.kappa, strict=True):
-            found[f"{method} κ/{percent}"] = min(math.log10(value), MOST)
+            found[f"{method} κ/{percent}"] = min(value, MOST)
         rates = [factor / shape.largest for factor in (2, 4, 8)]
         runs = [_descended(x, labels, rate) for rate in rates]
         best = min(runs, key=lambda run: run[STEPS[-1] - 1])
@@ -136,16 +147,16 @@ def _report_inputs(found: Found) -> Report:
     rows = [
         [
             method,
-            *(powers(found[f"{method} κ/{percent}"]) for percent in (50, 80)),
-            spread(found[f"{method}/{STEPS[-1]}"], 3),
+            *(powers(found, f"{method} κ/{percent}") for percent in (50, 80)),
+            powers(found, f"{method}/{STEPS[-1]}"),
         ]
         for method in METHODS
     ]
     return Report(
         "A linear classifier of the 64 pixels of 900 digits, by gradient descent on all of them, "
         "from zero, at the best of the rates 2/λ₁, 4/λ₁ and 8/λ₁; inputs by "
-        "`normapps.norm.inputs.InputNorm` with eps 1e-3. Centred inputs rotated onto their "
-        "principal axes (`pca`) give gradient descent from zero the same losses as `zca`.",
+        "`normapps.norm.inputs.InputNorm` with eps 1e-3. `pca` is `zca` and a rotation, which "
+        "gradient descent from zero does not see.",
         plot,
         "Training loss of a linear classifier by step, a line a normalization of its inputs",
         _input_claims(found),
@@ -156,13 +167,13 @@ def _report_inputs(found: Found) -> Report:
 def _input_claims(found: Found) -> list[Claim]:
     last = {method: found[f"{method}/{STEPS[-1]}"] for method in METHODS}
     early = {method: found[f"{method}/10"] for method in METHODS}
-    kappa = {method: f"{10 ** found[f'{method} κ/50'].mean:.2g}" for method in METHODS}
+    kappa = {method: short(geometric(found, f"{method} κ/50")) for method in METHODS}
     return [
         Claim(
             f"Centring alone takes κ₅₀ from {kappa['none']} to {kappa['center']} and the loss "
             f"after {STEPS[-1]} steps from {last['none'].mean:.2f} to {last['center'].mean:.3f}: "
-            "the mean was the largest eigenvector, and every step was sized for it (LeCun et al. "
-            "1998, sec. 4.3).",
+            "the mean was the eigenvector of the largest eigenvalue, which bounds the steps along "
+            "all others (LeCun et al. 1998, sec. 4.3).",
             last["center"].high < last["none"].low,
         ),
         Claim(
@@ -174,7 +185,7 @@ def _input_claims(found: Found) -> list[Claim]:
         Claim(
             "Standardizing, which the paper recommends after centring, brings nothing here "
             f"({last['standardize'].mean:.3f} after {STEPS[-1]} steps) although κ₈₀ falls to "
-            f"{10 ** found['standardize κ/80'].mean:.2g}: pixels share one unit already, and "
+            f"{short(geometric(found, 'standardize κ/80'))}: pixels share one unit already, and "
             "those at the border, which hardly vary, are made as loud as the others.",
             abs(last["standardize"].mean - last["center"].mean) < last["center"].margin,
         ),

@@ -18,6 +18,7 @@ from tutorial_common import (
     digits,
     draws,
     mlp,
+    powers,
     spread,
     train,
     vectors,
@@ -108,7 +109,8 @@ def _report(found: Found) -> Report:
     rows = [
         [
             str(norm or "none"),
-            *(f"{found[f'{norm} {key}/0'].mean:.2g}" for key in ("change", "cosine", "ratio")),
+            *(powers(found, f"{norm} {key}/0") for key in ("change", "cosine")),
+            spread(found[f"{norm} ratio/0"], 5),
         ]
         for norm in COMPARED
     ]
@@ -129,9 +131,9 @@ def _report(found: Found) -> Report:
         "(`normapps.analysis.invariance`): relative change of the logits, largest cosine of weight "
         "and gradient, and ‖g(3w)‖·3/‖g(w)‖. Then the one with batch normalization is trained "
         f"by SGD with η = {RATE}, λ = {DECAY} on the hidden weights and no momentum, from weights "
-        f"of three sizes; {NOISE:.0%} of the labels are drawn anew at every step, so that the "
-        "gradients do not vanish when all is learnt. The plot: the angle that the second layer's "
-        f"weight turns by a step, mean of {WINDOW} steps.",
+        f"of three sizes; {100 * NOISE:.0f} % of the labels are drawn anew at every step, so that "
+        "the gradients keep their size when all is learnt, as the theory wants. The plot: the "
+        f"angle that the second layer's weight turns by a step, mean of {WINDOW} steps.",
         plot,
         "Angle between successive weights by step, a line an initial size, and √(2ηλ)",
         _claims(found),
@@ -148,24 +150,25 @@ def _claims(found: Found) -> list[Claim]:
     return [
         Claim(
             "Behind each of the three norms the logits change by less than "
-            f"{_above(max(changes[1:]))} (without a norm by {changes[0]:.1f}), the gradient is "
-            f"orthogonal to the weight and 3 times less, to {_above(_furthest(ratios[1:]))}: the "
-            "step is one by η/‖w‖² on the direction (van Laarhoven 2017; Arora et al. 2019).",
+            f"{_above(max(changes[1:]))} (without a norm by {changes[0]:.1f}), and the gradient, "
+            "orthogonal to the weight, becomes 3 times less, to a relative "
+            f"{_above(_furthest(ratios[1:]))}: a step is one by η/‖w‖² on the direction (van "
+            "Laarhoven 2017; Arora et al. 2019).",
             max(changes[1:]) < 1e-3 < changes[0],
         ),
         Claim(
             "From first angles of " + ", ".join(f"{each:.2g}" for each in first) + " radians "
-            f"all three sizes come within {_above(_furthest([each / line for each in last]))} of "
-            f"√(2ηλ) = {line:.4f}, relatively (Wan et al. 2021): in the end the size that one "
-            "began with does not count.",
+            "all three sizes come within "
+            f"{math.ceil(100 * _furthest([each / line for each in last]))} % of √(2ηλ) = "
+            f"{line:.4f} (Wan et al. 2021): in the end the size that one began with does not "
+            "count.",
             _furthest([each / line for each in last]) < 0.15,
         ),
         Claim(
             "How long that takes does depend on it: too small a weight is thrown out by its own "
             "first steps, too large a one has to wait for the decay, whose time is 1/(ηλ) = "
-            f"{1 / (RATE * DECAY):.0f} steps; and on digits without false labels, where the "
-            "gradients fade, the angle wanders below the line.",
-            first[-1] < first[1] < first[0],
+            f"{1 / (RATE * DECAY):.0f} steps, and is the one still short of the line at the end.",
+            first[-1] < first[1] < first[0] and last[-1] == min(last),
         ),
     ]
 
@@ -177,7 +180,7 @@ def _furthest(ratios: Sequence[float]) -> float:
 def _above(value: float) -> str:
     """A bound in one figure."""
     power = 10.0 ** math.floor(math.log10(value))
-    return f"{math.ceil(value / power) * power:.0e}" if value < 1e-3 else f"{value:.2g}"
+    return f"{math.ceil(value / power) * power:.0e}"
 
 
 INVARIANCE = Part("Scale invariance and its equilibrium", _measure, _report)

@@ -16,8 +16,9 @@ from tutorial_common import (
     digits,
     draws,
     final,
+    geometric,
     mlp,
-    spread,
+    powers,
     train,
     vectors,
 )
@@ -112,7 +113,7 @@ def _report(found: Found) -> Report:
         marks=True,
     )
     rows = [
-        [name, *(spread(found[f"{name} loss/{kind}"], 3) for kind in (False, True))]
+        [name, *(powers(found, f"{name} loss/{kind}") for kind in (False, True))]
         for name in TRAINED
     ]
     return Report(
@@ -132,10 +133,9 @@ def _report(found: Found) -> Report:
 
 def _claims(found: Found) -> list[Claim]:
     deep = {name: found[f"{name}/{DEPTH}"] for name in NETWORKS}
-    loss = {
-        (name, kind): found[f"{name} loss/{kind}"] for name in TRAINED for kind in (False, True)
-    }
-    none, batch = ([loss[name, kind].mean for kind in (False, True)] for name in TRAINED)
+    none, batch = (
+        [geometric(found, f"{name} loss/{kind}") for kind in (False, True)] for name in TRAINED
+    )
     return [
         Claim(
             "Normalization over the batch turns the gradient towards the proximal step: at layer "

@@ -16,13 +16,13 @@ from tutorial_common import (
     draws,
     error,
     final,
+    geometric,
     mlp,
-    spread,
+    powers,
     train,
     vectors,
 )
 
-from normapps.measure.plots import Lines
 from normapps.norm.weight import normalize_weights_
 
 FIXED = 0.1
@@ -68,11 +68,10 @@ def _direction(layer: nn.Linear) -> nn.Parameter:
 def _report(found: Found) -> Report:
     from results import table
 
-    keys = [float(f"{rate:.3g}") for rate in RATES]
-    drawn = curves(found, list(SERIES), [f"{k:.3g}" for k in keys], ("", ""))
+    keys = [f"{rate:.3g}" for rate in RATES]
     axes = ("learning rate of the hidden weights", "training loss")
-    plot = Lines(keys, drawn.series, axes, log="xy", marks=True, spread=drawn.spread)
-    rows = [[f"{k:g}", *(spread(found[f"{name}/{k:.3g}"]) for name in SERIES)] for k in keys]
+    plot = curves(found, SERIES, keys, axes, log="xy", marks=True)
+    rows = [[key, *(powers(found, f"{name}/{key}") for name in SERIES)] for key in keys]
     return Report(
         f"Four hidden layers, {TRIED} steps of SGD with batches of 64. The learning rate of the "
         f"hidden weights varies; biases, γ, β and the classifier keep {FIXED}, except in the "
@@ -80,13 +79,13 @@ def _report(found: Found) -> Report:
         "is scale-invariant and whose length is not varied.",
         plot,
         "Training loss by learning rate, a line a normalization",
-        _claims(found, [f"{k:.3g}" for k in keys]),
+        _claims(found, keys),
         table(["rate", *SERIES], rows),
     )
 
 
 def _claims(found: Found, keys: Sequence[str]) -> list[Claim]:
-    loss = {name: [found[f"{name}/{key}"].mean for key in keys] for name in SERIES}
+    loss = {name: [geometric(found, f"{name}/{key}") for key in keys] for name in SERIES}
     best = {name: min(values) for name, values in loss.items()}
     high = keys.index("1")
     return [
@@ -94,8 +93,9 @@ def _claims(found: Found, keys: Sequence[str]) -> list[Claim]:
             f"From rate 1 to {keys[-1]} the loss with batch normalization stays within "
             f"{min(loss['batch'][high:]):.3f} and {max(loss['batch'][high:]):.3f}, and with weight "
             f"normalization below {max(loss['weight'][high:]):.2f}; without either it is "
-            f"{loss['none'][high]:.3f} at rate 1 and that of guessing at 10: a large step makes "
-            "the weight long, and the effective rate small (Arora et al. 2019).",
+            f"{loss['none'][high]:.3f} at rate 1 and that of guessing from 10 on: a large step "
+            "makes a scale-invariant weight long, and the effective rate small (Arora et al. "
+            "2019).",
             max(loss["batch"][high:]) < 0.2 and loss["none"][keys.index("10")] > 2,
         ),
         Claim(

@@ -13,8 +13,9 @@ from tutorial_common import (
     draws,
     error,
     final,
+    geometric,
     mlp,
-    spread,
+    powers,
     train,
     vectors,
 )
@@ -51,7 +52,7 @@ def _report_stochasticity(found: Found) -> Report:
     plot = curves(
         found, list(LAYERS), BATCHES, ("batch size", "disturbance Δ"), log="xy", marks=True
     )
-    rows = [[name, *(spread(found[f"{name}/{size}"]) for size in BATCHES)] for name in LAYERS]
+    rows = [[name, *(powers(found, f"{name}/{size}") for size in BATCHES)] for name in LAYERS]
     return Report(
         f"One layer of {WIDTH} channels, whitened all together with eps 1e-5, on Gaussian vectors "
         "whose covariance has the condition number 100, and on white ones. Δ is the mean distance "
@@ -66,9 +67,9 @@ def _report_stochasticity(found: Found) -> Report:
 
 def _stochastic_claims(found: Found) -> list[Claim]:
     names = list(LAYERS)[:-1]
-    at = {name: found[f"{name}/{REFERENCE}"] for name in names}
-    listed = ", ".join(f"{name} {value.mean:.2f}" for name, value in at.items())
-    means = [value.mean for value in at.values()]
+    at = {name: geometric(found, f"{name}/{REFERENCE}") for name in names}
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in at.items())
+    means = list(at.values())
     falls = {name: _fall(found, name) for name in LAYERS}
     whitest = falls["pca, white data"]
     powers = [falls[name] for name in names[:-1]]
@@ -96,7 +97,7 @@ def _stochastic_claims(found: Found) -> list[Claim]:
 
 
 def _fall(found: Found, name: str) -> float:
-    return found[f"{name}/{BATCHES[1]}"].mean / found[f"{name}/{BATCHES[-1]}"].mean
+    return geometric(found, f"{name}/{BATCHES[1]}") / geometric(found, f"{name}/{BATCHES[-1]}")
 
 
 STOCHASTICITY = Part("The noise of the batch", _measure_stochasticity, _report_stochasticity)
@@ -130,11 +131,11 @@ def _report_groups(found: Found) -> Report:
         found, list(SERIES), SIZES, ("channels in a group", "training loss"), log="xy", marks=True
     )
     rows = [
-        [name, *(spread(found[f"{name}{kind}/{size}"], digits) for size in SIZES)]
+        [f"{name}: {word}", *(powers(found, f"{name}{kind}/{size}") for size in SIZES)]
+        for kind, word in (("", "loss"), (" error", "test error, %"))
         for name in SERIES
-        for kind, digits in (("", 3), (" error", 1))
     ]
-    header = ["loss, and test error in %, by group size", *map(str, SIZES)]
+    header = ["channels in a group", *map(str, SIZES)]
     return Report(
         f"Three hidden layers of 64 channels, {STEPS} steps of SGD with rate {RATE}; the norm "
         "whitens groups of channels, by the exact root of the covariance (`zca`, decorrelated "
@@ -148,8 +149,10 @@ def _report_groups(found: Found) -> Report:
 
 
 def _group_claims(found: Found) -> list[Claim]:
-    loss = {name: [found[f"{name}/{size}"].mean for size in SIZES] for name in SERIES}
-    wrong = {name: [found[f"{name} error/{size}"].mean for size in SIZES] for name in SERIES}
+    loss, wrong = (
+        {name: [geometric(found, f"{name}{kind}/{size}") for size in SIZES] for name in SERIES}
+        for kind in ("", " error")
+    )
     small, large = "zca, batch 128", "zca, batch 512"
     newton = "iternorm, batch 128"
     return [
