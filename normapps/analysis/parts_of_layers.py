@@ -191,7 +191,8 @@ def _invariances(rows: Sequence[Invariance], options: AnalyzeOptions) -> tuple[F
     change = Figure(
         dots,
         "Weights left of the line are directions only: their length changes nothing of what the"
-        " network says, but how far a step turns them.",
+        " network says, but how far a step turns them; right of it the table tells whether it is"
+        " only the eps of a norm layer that counts.",
     )
     free = [row for row in rows if row.invariant in (YES, UP_TO_EPS)]
     if not free:
