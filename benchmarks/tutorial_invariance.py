@@ -40,7 +40,8 @@ def _measure(seed: int) -> dict[str, float]:
     found = {}
     for norm in COMPARED:
         torch.manual_seed(seed)
-        rows = scale_invariance(mlp(norm, 3), (data[0][:256], data[1][:256]))[:3]
+        batch = data[0][:256], data[1][:256]
+        rows = scale_invariance(mlp(norm, 3), batch, few=256)[:3]
         found[f"{norm} change/0"] = max(row.change for row in rows)
         found[f"{norm} ratio/0"] = fmean(row.ratio for row in rows)
         found[f"{norm} cosine/0"] = max(row.cosine for row in rows)
