@@ -90,9 +90,9 @@ def _claims(found: Found, keys: Sequence[str]) -> list[Claim]:
     high = keys.index("1")
     return [
         Claim(
-            f"From rate 1 to {keys[-1]} the loss with batch normalization stays within "
+            f"From rate 1 to {keys[-1]} the loss with batch normalization stays between "
             f"{min(loss['batch'][high:]):.3f} and {max(loss['batch'][high:]):.3f}, and with weight "
-            f"normalization below {max(loss['weight'][high:]):.2f}; without either it is "
+            f"normalization at most {max(loss['weight'][high:]):.3f}; without either it is "
             f"{loss['none'][high]:.3f} at rate 1 and that of guessing from 10 on: a large step "
             "makes a scale-invariant weight long, and the effective rate small (Arora et al. "
             "2019).",
