@@ -74,7 +74,8 @@ def _show_list(entries: list[Entry]) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print("partition → operation → recovery [paper], cost, options, state", style="dim")
+    header = "partition → operation → recovery [paper], cost, options, state"
+    console.print(header, style="dim", markup=False)
     for kind, title in _TITLES.items():
         chosen = [entry for entry in entries if entry.kind == kind]
         if chosen:

@@ -146,7 +146,7 @@ class InputNorm(nn.Module):
         centred = rows.to(torch.promote_types(x.dtype, self.mean.dtype)) - self.mean.view(shape)
         if self.whitens:
             with without_autocast(x):
-                y = torch.einsum("dc,nc...->nd...", self.matrix, centred)
+                y = torch.einsum("dc,nc...->nd...", self.matrix.to(centred), centred)
         else:
             y = centred * self.scale.view(shape)
         return y.reshape(x.shape).to(x.dtype)

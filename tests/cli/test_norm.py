@@ -44,6 +44,7 @@ def test_list(run: Run) -> None:
     text = run("list")[0]
     assert all(name in text for name in (*list_norms(), "oni", "stiefel", "lamb"))
     assert all(title in text for title in ("Activations", "Weights", "Gradients", "Inputs"))
+    assert "recovery [paper], cost" in text
     assert "3T products O(d³) a group" in " ".join(text.split())
     found = json.loads(run("list", "z*", "--json", "--kind", "activation")[0])
     assert [(entry["name"], entry["kind"], entry["paper"]) for entry in found] == [

@@ -222,3 +222,11 @@ def test_one_program_for_all_sizes_of_a_batch() -> None:
     torch.testing.assert_close(program(x), norm(x))
     assert norm(x[:0]).shape == (0, C, H, W)
     assert norm(x.half()).dtype == torch.half
+
+
+@every_method
+def test_inputs_of_another_dtype_than_the_module(method: str) -> None:
+    norm, x = _fitted(method, "channel"), _images()
+    assert norm(x.double()).dtype == torch.double
+    torch.testing.assert_close(norm(x.double()).float(), norm(x), rtol=1e-3, atol=1e-4)
+    assert norm.half()(x).dtype == torch.float

@@ -188,7 +188,9 @@ class _Moving(torch.autograd.Function):
         both = torch.cat([along, along.new_full((1,), x.numel() // x.shape[1])]).detach()
         if ctx.recent.joins:
             distributed.all_reduce(both, group=ctx.recent.group)
-        slope = ctx.recent.average(ctx.slopes, (both[:-1] / both[-1])[None])
+        new, last = both[:-1] / both[-1], ctx.slopes[ctx.recent.slot]
+        # what overflowed under a loss scale would stay for m batches, and lower layers' longer
+        slope = ctx.recent.average(ctx.slopes, torch.where(new.isfinite(), new, last.to(new)))
         return affine(grad, scale * gain, None) - affine(x, scale.square() * slope, None), *[
             None
         ] * 4

@@ -173,7 +173,9 @@ class _Controlled(torch.autograd.Function):
         pull = rate * first[:-1]
         drive = scale * (total - pull * level)
         second = recur(torch.full_like(drive, 1 - ctx.rate), drive, start[1])
-        ctx.control.copy_(torch.stack([first[-1], second[-1]]).detach())
+        moved = torch.stack([first[-1], second[-1]]).detach().to(ctx.control)
+        # what overflowed under a loss scale would never leave the controls again
+        ctx.control.copy_(torch.where(moved.isfinite(), moved, ctx.control))
         turned = affine(grad, scale, -ctx.rate * second[:-1])
         of_x = turned - affine(y, scale * pull, None)
         return of_x, None, None, None, None, None, None

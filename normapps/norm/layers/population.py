@@ -23,7 +23,8 @@ class PopulationNorm(Tracking, AffineNorm):
     """A diagonal layer with a population that training uses too.
 
     Its buffers stay in float32 or better in a network that is turned into half precision, where
-    a small step towards a batch would be rounded away.
+    a small step towards a batch would be rounded away. Gradient checkpointing shows it each batch
+    again, which then counts twice, and gets other gradients: leave these layers outside of it.
 
     Args:
         num_features: channels C.

@@ -127,6 +127,20 @@ def test_one_layer_in_two_places() -> None:
     assert torch.isfinite(given.grad).all()
 
 
+def test_a_gradient_that_overflowed_is_forgotten() -> None:
+    layer = _layer()
+    for x, grad in _batches(6):
+        layer(x.requires_grad_()).backward(grad)
+    known, ((x, grad),) = layer.recent_slope.clone(), _batches(1)
+    layer(x.requires_grad_()).backward(grad * torch.inf)
+    assert not torch.isfinite(x.grad).all()
+    assert torch.equal(layer.recent_slope, known)
+    given = x.detach().requires_grad_()
+    layer(given).backward(grad)
+    assert torch.isfinite(given.grad).all()
+    assert (layer.recent_slope != known).any(1).tolist() == [False, True, False]
+
+
 def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="memory 0: must be at least 1"):
         _layer(memory=0)

@@ -129,6 +129,20 @@ def test_far_from_the_running_moments_the_controls_stay_finite() -> None:
     assert layer.control.abs().max() < 10  # the paper's own would be above 1e100
 
 
+def test_a_gradient_that_overflowed_is_forgotten() -> None:
+    layer, ((x, grad), *_) = _layer(), _batches()
+    layer(x.requires_grad_()).backward(grad)
+    known = layer.control.clone()
+    scaled = grad.clone()
+    scaled[0, 0] = torch.inf
+    layer(x).backward(scaled)
+    assert torch.equal(layer.control[:, 0], known[:, 0])
+    assert (layer.control[:, 1:] != known[:, 1:]).all()
+    given = x.detach().requires_grad_()
+    layer(given).backward(grad)
+    assert torch.isfinite(given.grad).all()
+
+
 def test_guards() -> None:
     ((x, _),) = _batches((4,), spread=30)
     bare = _layer().eval()(x)
