@@ -236,4 +236,5 @@ def geometric(found: Found, name: str) -> float:
 
 def short(value: float) -> str:
     """Two figures, without an exponent up to a million."""
-    return f"{float(f'{value:.2g}'):.0f}" if 100 <= value < 1e6 else f"{value:.2g}"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:.0f}" if 10 <= rounded < 1e6 else f"{rounded:g}"
