@@ -117,17 +117,20 @@ def _claims(found: Found) -> list[Claim]:
         Claim(
             f"With batches of {many} nothing is better than batch normalization (test loss "
             f"{large['batch']:.2f}, group normalization {large['group']:.2f}); with batches of "
-            f"{two} group normalization is ({small['group']:.2f} against {small['batch']:.2f}), "
-            "the crossing that Wu & He 2018 found on ImageNet.",
-            large["batch"] <= min(large.values()) * 1.05 and small["group"] < small["batch"],
+            f"{two} group normalization is ahead, {powers(found, f'group/{two}')} against "
+            f"{powers(found, f'batch/{two}')}: the direction of the crossing that Wu & He 2018 "
+            "found on ImageNet, within the intervals.",
+            found[f"log group/{two}"].high > found[f"log batch/{two}"].low
+            and large["batch"] <= min(large.values()) * 1.05
+            and small["group"] < small["batch"],
         ),
         Claim(
             f"What pools over more than the present batch is steadier with batches of {two}: "
             f"online ends at {powers(found, f'online/{two}')} (Chiley et al. 2019) and moving at "
             f"{powers(found, f'moving/{two}')} (Yan et al. 2020), batch normalization at "
             f"{powers(found, f'batch/{two}')}; renorm ({small['renorm']:.2f}; Ioffe 2017) is no "
-            f"better than that in so short a training, and moving pays with {large['moving']:.2f} "
-            f"with batches of {many}.",
+            f"better than that in so short a training, and moving is behind with batches of {many} "
+            f"({large['moving']:.2f}).",
             max(margins["online"], margins["moving"]) < margins["batch"]
             and max(small["online"], small["moving"]) < small["batch"] < 1.1 * small["renorm"],
         ),

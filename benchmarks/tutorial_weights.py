@@ -79,7 +79,6 @@ def _claims(found: Found) -> list[Claim]:
         {name: geometric(found, f"{name} {kind}/0") for name in METHODS}
         for kind in ("final", "error")
     )
-    ours, beside = (found[f"log {name} final/0"] for name in ("standardized + layer", "layer"))
     return [
         Claim(
             "Orthogonal rows come near to what a norm layer does for this network: OWN ends at a "
@@ -92,13 +91,11 @@ def _claims(found: Found) -> list[Claim]:
             and max(wrong["own"], wrong["oni"]) < wrong["none"],
         ),
         Claim(
-            f"Length alone gives little at this depth: weight normalization ends at "
+            f"Length alone gives nothing at this depth: weight normalization ends at "
             f"{loss['weight']:.3f}, where Salimans & Kingma 2016 saw a large gain, with an "
             "initialization by data that is not made here; rows that are centred, too (Huang et "
-            f"al. 2017), end at {powers(found, 'centered final/0')}, and the interval says that it "
-            "depends on the seed.",
-            loss["weight"] > max(loss["own"], loss["oni"])
-            and found["log centered final/0"].high > found["log none final/0"].mean,
+            f"al. 2017), end at {powers(found, 'centered final/0')}, better but by the seed.",
+            loss["weight"] > 0.75 * loss["none"] and loss["centered"] < 0.75 * loss["none"],
         ),
         Claim(
             "Standardized and spectrally normalized weights are no substitutes: the loss stays at "
@@ -106,10 +103,10 @@ def _claims(found: Found) -> list[Claim]:
             "activations grow layer by layer and the second shrink, as do orthogonal rows without "
             f"the factor √2 of OWN and ONI ({loss['orthogonal']:.2f}); before layer normalization, "
             "where Qiao et al. 2019 put them, standardized weights end at "
-            f"{loss['standardized + layer']:.3f}, layer normalization by itself at "
-            f"{loss['layer']:.3f}, which so few seeds do not tell apart.",
-            min(loss["standardized"], loss["spectral"]) > 1.5 > loss["standardized + layer"]
-            and ours.high > beside.low,
+            f"{powers(found, 'standardized + layer final/0')}, layer normalization by itself at "
+            f"{powers(found, 'layer final/0')}.",
+            min(loss["standardized"], loss["spectral"]) > 1.5
+            and loss["standardized + layer"] < loss["layer"],
         ),
     ]
 
