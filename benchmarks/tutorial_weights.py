@@ -94,7 +94,8 @@ def _claims(found: Found) -> list[Claim]:
             f"Length alone gives nothing at this depth: weight normalization ends at "
             f"{loss['weight']:.3f}, where Salimans & Kingma 2016 saw a large gain, with an "
             "initialization by data that is not made here; rows that are centred, too (Huang et "
-            f"al. 2017), end at {powers(found, 'centered final/0')}, better, and how much is the seed's.",
+            f"al. 2017), end at {powers(found, 'centered final/0')}, better, and how much is the "
+            "seed's.",
             loss["weight"] > 0.75 * loss["none"] and loss["centered"] < 0.75 * loss["none"],
         ),
         Claim(
