@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from .stepping import around_steps_
 from .undo import Undo
 from .weight.matrix import TRANSPOSED, Axes, in_float32
@@ -103,7 +103,7 @@ def normalize_gradients_(
     centralize: bool = False,
     block_normalize: bool = False,
     clip: float | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
 ) -> Undo:
     """Normalize the gradients of an optimizer's parameters before every step, from now on.
 
@@ -123,12 +123,14 @@ def normalize_gradients_(
         A handle that takes it back.
 
     Raises:
-        InputError: a clipping factor that is not above 0, or names without a network.
+        InputError: a clipping factor that is not above 0, a pattern that no parameter's name is
+            like, or names without a network.
     """
     if clip is not None and not clip > 0:
         raise InputError(f"clip {clip}: must be above 0")
     if exclude and module is None:
-        raise InputError(f"exclude {', '.join(exclude)}: names are known of a network; give that")
+        names = exclude if isinstance(exclude, str) else ", ".join(exclude)
+        raise InputError(f"exclude {names}: names are known of a network; give that")
     edits = _edits(clip, centralize, block_normalize)
     known = {} if module is None else _transposed(module)
     spared = set() if module is None else _named(module, exclude)
@@ -176,12 +178,15 @@ def _transposed(module: nn.Module) -> dict[int, Axes]:
     return {id(layer._parameters.get("weight")): Axes.of(layer) for layer in layers}
 
 
-def _named(module: nn.Module, patterns: Sequence[str]) -> set[int]:
-    return {
-        id(parameter)
-        for name, parameter in module.named_parameters()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+def _named(module: nn.Module, patterns: str | Sequence[str]) -> set[int]:
+    """The ids of the parameters with such names."""
+    named, found = dict(module.named_parameters()), set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = fnmatch.filter(named, pattern)
+        if not names:
+            raise unknown("parameter", pattern, named)
+        found |= {id(named[name]) for name in names}
+    return found
 
 
 def _rows(tensor: Tensor, axes: Axes) -> Tensor:

@@ -38,7 +38,7 @@ def create_optimizer(
     centralize: bool = False,
     block_normalize: bool = False,
     clip: float | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     **options: Any,
 ) -> Optimizer:
     """Make an optimizer, and normalize the gradients before each of its steps.

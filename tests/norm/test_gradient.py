@@ -173,6 +173,12 @@ def test_parameters_are_spared_by_name() -> None:
         assert torch.equal(parameter.grad, torch.ones_like(parameter)) == name.startswith("1."), (
             name
         )
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    normalize_gradients_(optimizer, network, block_normalize=True, exclude="0.*")
+    optimizer.step()
+    assert float(torch.linalg.vector_norm(network[1].weight.grad)) == pytest.approx(1)
+    with pytest.raises(InputError, match=r"unknown parameter '1'; known: 0\.bias"):
+        normalize_gradients_(optimizer, network, block_normalize=True, exclude=["1"])
     with pytest.raises(InputError, match=r"exclude 1\.\*: names are known of a network; give that"):
         normalize_gradients_(optimizer, block_normalize=True, exclude=["1.*"])
 

@@ -94,8 +94,9 @@ def _named(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path or parametrize.type_before_parametrizations(layer).__name__, layer
 
 
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+def _matches(path: str, patterns: str | Sequence[str]) -> bool:
+    several = [patterns] if isinstance(patterns, str) else patterns  # a string is a sequence, too
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in several)
 
 
 def _refuse_unfit(path: str, layer: nn.Module, name: str) -> None:
