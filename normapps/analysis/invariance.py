@@ -99,7 +99,7 @@ def scale_invariance(
         model: a classifier; it comes back as it was.
         batch: two inputs or more, and labels; the step is that of all of them.
         lr: η.
-        few: inputs, the first ones, on which weights are scaled.
+        few: inputs, the first ones, on which weights are scaled; all where a layer needs more.
         progress: called after each weight.
 
     Raises:
@@ -129,10 +129,15 @@ class _Trial:
         model.requires_grad_(False)
         with _variances(modules) as self.variances:
             logits, found = self._run(self.weights, labels)
-        self.labels = (logits.argmax(1) if labels is None else labels)[:few]
+        self.labels = logits.argmax(1) if labels is None else labels
         self.gradients = {name: each for name, each in found.items() if each is not None}
-        self.x = self.x[:few]
-        self.logits, found = self._run(self.weights, self.labels)
+        whole = self.x, self.labels
+        self.x, self.labels = self.x[:few], self.labels[:few]
+        try:
+            self.logits, found = self._run(self.weights, self.labels)
+        except InputError:  # a layer that whitens vectors has too few samples
+            self.x, self.labels = whole
+            self.logits, found = self._run(self.weights, self.labels)
         self.slopes = {name: float(each.norm()) for name, each in found.items() if each is not None}
         self.layers = {name: modules[name] for name in self.weights if name in self.gradients}
         if not self.layers:

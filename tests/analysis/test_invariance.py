@@ -18,6 +18,7 @@ from normapps.analysis.invariance import (
     equilibrium,
     scale_invariance,
 )
+from normapps.norm import create_norm
 
 LABELS = torch.arange(16) % 4
 
@@ -115,3 +116,13 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model[1].training
     assert all(each.requires_grad and each.grad is None for each in model.parameters())
+
+
+def test_a_layer_that_whitens_vectors_gets_all_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(12, 16), create_norm("iternorm", 16, group_size=16), nn.ReLU(), nn.Linear(16, 4)
+    )
+    rows = scale_invariance(model, (torch.randn(40, 12), torch.arange(40) % 4), few=8)
+    assert [row.layer for row in rows] == ["0", "3"]
+    assert rows[0].change < 0.01 < rows[1].change
