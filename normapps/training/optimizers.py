@@ -79,7 +79,7 @@ def create_optimizer(
     chosen = {**OPTIMIZERS[name][2], "weight_decay": weight_decay, **options}
     try:
         optimizer: Optimizer = make(groups, lr=lr, **chosen)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"optimizer '{name}': {error}") from error
     edits: dict[str, Any] = {"centralize": centralize, "block_normalize": block_normalize}
     normalize_gradients_(optimizer, module, clip=clip, exclude=exclude, **edits)

@@ -284,6 +284,8 @@ def test_refusals() -> None:
             create_optimizer("sgd", network, lr=lr, weight_decay=decay)
     with pytest.raises(InputError, match="optimizer 'sgd': Invalid momentum value: -1"):
         create_optimizer("sgd", network, lr=0.1, momentum=-1.0)
+    with pytest.raises(InputError, match="optimizer 'adam': 'float' object is not"):
+        create_optimizer("adam", network, lr=0.1, betas=0.9)
     with pytest.raises(InputError, match="clip 0: must be above 0"):
         create_optimizer("sgd", network, lr=0.1, clip=0)
     with pytest.raises(InputError, match="optimizer 'adam': no parameters that require a gradient"):

@@ -92,7 +92,7 @@ class MomentExchange(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Exchange the moments of (N, C, *S) in training."""
         self.order = None
-        if not self.training or not self._is_drawn():
+        if not self.training or len(x) == 0 or not self._is_drawn():
             return x
         self.order = torch.randperm(len(x), generator=self.generator).to(x.device)
         return moment_exchange(x, self.order, self.partition, self.eps)

@@ -63,6 +63,7 @@ def test_inference_and_undrawn_steps_leave_everything() -> None:
         logits = x.mean((2, 3))
         expected = F.cross_entropy(logits, labels)
         torch.testing.assert_close(exchange.loss(F.cross_entropy, logits, labels), expected)
+    assert MomentExchange(probability=1)(x[:0]).shape == (0, *x.shape[1:])
 
 
 def test_a_seed_repeats_it() -> None:
