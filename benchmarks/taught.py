@@ -38,6 +38,8 @@ class Taught(StyleTask):
         weight: of the mean absolute difference of means over cells of `CELL` pixels.
     """
 
+    trainer = "benchmarks/taught.py"
+
     def __init__(self, *args: Any, weight: float) -> None:
         super().__init__(*args)
         self.weight = weight

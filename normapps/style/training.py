@@ -150,6 +150,8 @@ def losses(
 class StyleTask:
     """Network, average, optimizer and step of one run: a `Task` of `engine.loop`."""
 
+    trainer = "normapps style train"
+
     def __init__(self, options: TrainOptions, here: World, device: torch.device) -> None:
         self.options, self.here, self.device = options, here, device
         self.model = place(self.fresh(), device)
@@ -239,7 +241,7 @@ class StyleTask:
             copy.deepcopy(self.average).half(),
             builder="adain-tiny",
             arguments={key: getattr(self.options, key) for key in _SHAPE},
-            history=[{"step": step, "trained": "normapps style train"}],
+            history=[{"step": step, "trained": self.trainer}],
             overwrite=True,
         )
 
