@@ -59,7 +59,7 @@ class TrainOptions:
     gram_weight: float = option(6.0, "weight of the relative Gram distance", low=0)
     identity_weight: float = option(8.0, "weight of reconstructing a photo from itself", low=0)
     structure_weight: float = option(
-        4.0, "weight of the photograph's fine structure (1 - SSIM of the greys)", low=0
+        1.5, "weight of the photograph's fine structure (1 - SSIM of the greys)", low=0
     )
     lattice_weight: float = option(1.0, "weight of the pixel-shuffle lattice penalty", low=0)
     temporal_weight: float = option(
