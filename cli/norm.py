@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from normapps.analysis.conversion import ConvertReport
     from normapps.analysis.statistics import StatsReport
 
-app = typer.Typer(
-    no_args_is_help=True, help="Normalization methods: list, show, convert, measure, explain."
-)
+app = typer.Typer(no_args_is_help=True, help="Norm layers: list, show, convert, measure, explain.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 

@@ -76,6 +76,8 @@ class _Product(torch.autograd.Function):
         of_x, of_matrix, of_shift = None, None, None
         if ctx.needs_input_grad[0]:
             of_x = multiply(_formatted(grad, x), ctx.partition, matrix.transpose(1, 2))
+            if not torch.is_grad_enabled():  # with create_graph it has a gradient of its own
+                of_x = of_x.data  # no view: the covariance's gradient is added in place
         if ctx.needs_input_grad[1]:
             of_matrix = _products(grad, x, ctx.partition)
         if ctx.needs_input_grad[2]:

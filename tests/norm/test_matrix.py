@@ -12,6 +12,7 @@ from torch import Tensor
 from normapps.errors import InputError
 from normapps.norm import BATCH, INSTANCE, LAYER, POSITION, Partition, channel_groups, ghost, groups
 from normapps.norm.matrix import covariance, multiply
+from normapps.norm.registry import create_norm
 
 ALL = [BATCH, INSTANCE, LAYER, POSITION, groups(3), ghost(2), channel_groups(3)]
 by_kind = pytest.mark.parametrize("partition", ALL, ids=lambda partition: partition.kind)
@@ -138,3 +139,10 @@ def test_half_precision_is_multiplied_in_float32(dtype: torch.dtype) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="do not fit"):
         multiply(torch.zeros(2, 6, 4), channel_groups(3), torch.zeros(3, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["iternorm", "zca"])
+def test_whitening_has_second_gradients(name: str) -> None:
+    layer = create_norm(name, 4, group_size=2).double()
+    x = torch.randn(8, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(layer, (x,), fast_mode=True)
