@@ -16,8 +16,8 @@ tensors; what measuring as such costs is what the channels_last cells say.
 Tried and dropped: in `fixed` mode, feeding a batch in pieces whose activations fit the cache. With
 the pass that finds out whether pieces may be fed apart it was slower on resnet18 in both layouts
 and no clear gain on mobilenetv2. So was a forward of the norm layers in blocks that fit the cache,
-activation included (no gain). On channels_last tensors of a network of depthwise convolutions the bar
-is missed; most of what is over it there is the kernel's reading of the activations.
+activation included (no gain). On channels_last tensors of a network of depthwise convolutions the
+bar is missed; most of what is over it there is the kernel's reading of the activations.
 """
 
 from __future__ import annotations
