@@ -22,7 +22,7 @@ from normapps.adapt.evaluate_options import EvaluateOptions
 from normapps.adapt.evaluation import evaluate
 from normapps.adapt.methods import list_methods
 from normapps.adapt.scores import Row
-from normapps.engine.allocator import keep_freed_memory
+from normapps.allocator import keep_freed_memory
 from normapps.files import write_text
 
 KINDS = ("gaussian_noise", "defocus_blur", "contrast", "fog", "jpeg", "pixelate")

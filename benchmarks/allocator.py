@@ -15,7 +15,7 @@ from results import conditions, table, write_section
 
 _WORK = """
 import resource, sys, time
-from normapps.engine.allocator import keep_freed_memory
+from normapps.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 import torch

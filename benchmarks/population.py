@@ -7,17 +7,19 @@ more than use their running statistics:
 - `kernel`: a hook calls the kernel with which torch trains a batch norm, whatever the format;
 - `train mode`: the batch norms are in train mode, as most AdaBN code has it; the numbers are a
   moving average of batch variances.
+The bare pass and the plain ways run on the tensors as they are given, with memory as the C
+library hands it out. `measure` is given the same tensors. On a CPU it does two things of its own
+in the time that is measured: contiguous batches of a model that convolves are made channels_last,
+and memory that one batch frees is kept for the next until the end (`normapps.allocator`). So it
+may take less than the bare pass. What reading the activations costs as such is what this prints in an environment
+in which the bare pass has its memory kept, too, as each command of `normapps` has:
 
-The bare pass and the plain ways run on the tensors as they are given. `measure` is given the same
-tensors; where they are contiguous and the model convolves it makes channels_last ones of them
-itself, on a CPU, in the time that is measured. So it may take less than the bare pass on contiguous
-tensors; what measuring as such costs is what the channels_last cells say.
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 python population.py --dry-run
 
 Tried and dropped: in `fixed` mode, feeding a batch in pieces whose activations fit the cache. With
 the pass that finds out whether pieces may be fed apart it was slower on resnet18 in both layouts
 and no clear gain on mobilenetv2. So was a forward of the norm layers in blocks that fit the cache,
-activation included (no gain). On channels_last tensors of a network of depthwise convolutions the
-bar is missed; most of what is over it there is the kernel's reading of the activations.
+activation included (no gain).
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ def main() -> None:
         f"Time over a bare forward pass (inference mode, no gradient) on the same {options.batches}"
         f" batches of {options.batch_size} x 3 x {options.size}², float32; median of"
         f" {options.repeats} rounds in which the ways take turns. The bar for `one-pass` and"
-        f" `fixed` is {BAR:.0%}. All are given tensors of the named layout; `measure` makes"
-        " contiguous ones channels_last itself, within its time, which is why it may take less"
-        " than the bare pass: the channels_last rows say what measuring as such costs."
+        f" `fixed` is {BAR:.0%}. All are given tensors of the named layout. Within its time"
+        " `measure` makes contiguous ones channels_last itself, and keeps the memory that a batch"
+        " frees for the next one, which is why it may take less than the bare pass."
     )
     header = ["model", "layout", "threads", "bare pass", *names]
     body = "\n\n".join([title, table(header, rows), conditions(("normapps", "torch", "timm"))])

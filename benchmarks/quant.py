@@ -22,7 +22,7 @@ from slim_data import cifar_material, photographs
 from torch import Tensor, nn
 
 from normapps.data.pool import Pool
-from normapps.engine.allocator import keep_freed_memory
+from normapps.allocator import keep_freed_memory
 from normapps.engine.ort import open_session
 from normapps.files import write_text
 from normapps.graph.fold import fold_batchnorm

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from normapps import NormappsError, UsageError, __version__
-from normapps.engine.allocator import keep_freed_memory
+from normapps.allocator import keep_freed_memory
 
 from .values import plain, read_plainly
 
