@@ -25,9 +25,9 @@ from torch import nn
 from normapps.adapt.training.options import RecipeOptions
 from normapps.adapt.training.train import train_domains
 from normapps.adapt.universal import TaskCost, task_cost, task_network
+from normapps.allocator import keep_freed_memory
 from normapps.data.pictures import Pictures
 from normapps.data.pool import Pool
-from normapps.allocator import keep_freed_memory
 from normapps.files import write_text
 from normapps.models.load import open_model
 from normapps.models.preprocessing import Preprocessing

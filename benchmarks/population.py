@@ -7,12 +7,13 @@ more than use their running statistics:
 - `kernel`: a hook calls the kernel with which torch trains a batch norm, whatever the format;
 - `train mode`: the batch norms are in train mode, as most AdaBN code has it; the numbers are a
   moving average of batch variances.
+
 The bare pass and the plain ways run on the tensors as they are given, with memory as the C
 library hands it out. `measure` is given the same tensors. On a CPU it does two things of its own
 in the time that is measured: contiguous batches of a model that convolves are made channels_last,
 and memory that one batch frees is kept for the next until the end (`normapps.allocator`). So it
-may take less than the bare pass. What reading the activations costs as such is what this prints in an environment
-in which the bare pass has its memory kept, too, as each command of `normapps` has:
+may take less than the bare pass. What reading the activations costs as such is what this prints
+where the bare pass has its memory kept, too, as each command of `normapps` has:
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 python population.py --dry-run
 

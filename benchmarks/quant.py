@@ -21,8 +21,8 @@ from results import conditions, table, write_section
 from slim_data import cifar_material, photographs
 from torch import Tensor, nn
 
-from normapps.data.pool import Pool
 from normapps.allocator import keep_freed_memory
+from normapps.data.pool import Pool
 from normapps.engine.ort import open_session
 from normapps.files import write_text
 from normapps.graph.fold import fold_batchnorm
