@@ -3,7 +3,8 @@
 Every layer of the registry, as it is made by default, forward and forward + backward in training
 mode and forward at inference. A layer takes turns with `nn.BatchNorm2d` on the same tensors, so
 that a machine that slows down slows both. Gradients are taken of x, of all parameters and of what
-the condition is made of (a style's moments). Beside it
+the condition is made of (a style's moments). Freed memory is kept (`normapps.allocator`), for all, as
+in each command that trains: without, new pages are half of what the larger tensors cost. Beside it
 
 - `adaptive` is measured against `nn.InstanceNorm2d(affine=True)`, which does the same less the
   style;
@@ -37,6 +38,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from normapps.allocator import keep_freed_memory
 
 SHAPES = ((32, 64, 56, 56), (32, 256, 14, 14), (8, 512, 28, 28))
 PASSES = ("forward", "forward + backward", "inference")
@@ -147,6 +150,7 @@ class PlainIterNorm(nn.Module):
 
 def main() -> None:
     options = _arguments()
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     ratios: Ratios = {}
     rows = list(cases(options.layers))
