@@ -46,7 +46,8 @@ def spectral_isometry(weight: Tensor, iterations: int = 2) -> Tensor:
     By power iteration, from below, the start being the largest column, so that there is nothing
     random; the gradient is that of the σ found, its vector held fixed. Differs from the paper: of
     a tall weight it is σ(WᵀW − I), as σ(WWᵀ − I) is 1 at least whatever the weight; and from the
-    authors' code, which takes WᵀW of wide ones and so runs into the same 1.
+    authors' code, which squares σ, and for ImageNet and SVHN takes WᵀW of wide weights and so runs
+    into the same 1.
 
     Args:
         weight: (out, fan_in).
