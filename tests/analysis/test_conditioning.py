@@ -26,6 +26,17 @@ def test_kappa_of_a_known_covariance() -> None:
     assert found.kappa == pytest.approx((4, 8, 16), rel=1e-12)
 
 
+@pytest.mark.parametrize("width", [17, 70, 256])
+def test_kappa_of_a_wide_layer(width: int) -> None:
+    x = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0))
+    found = conditioning(nn.Linear(width, 2), [(x[:100], None), (x[100:], None)])[0].input
+    wide = x.double().numpy()
+    values = np.linalg.eigvalsh(wide.T @ wide / len(x))[::-1]
+    assert found is not None
+    assert found.largest == pytest.approx(values[0], rel=1e-10)
+    assert found.kappa[2] == pytest.approx(values[0] / values[-1], rel=1e-8)
+
+
 def test_what_is_missing_of_the_rank_has_no_kappa() -> None:
     x = with_moment([9, 3, 1, 0, 0])
     found = conditioning(two_layers(), [(x, None)])[0].input

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
+
+from ...engine.threads import one_thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +40,7 @@ def each(work: Callable[[Item], Result], items: Iterator[Item], workers: int) ->
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dataset")
     running: set[Future[Result]] = set()
     try:
-        with _one_core_each():
+        with one_thread():
             while True:
                 running |= {
                     pool.submit(work, item) for item in islice(items, 2 * workers - len(running))
@@ -55,14 +56,3 @@ def each(work: Callable[[Item], Result], items: Iterator[Item], workers: int) ->
 
 def _has_failed(future: Future[Any]) -> bool:
     return future.exception() is not None
-
-
-@contextmanager
-def _one_core_each() -> Iterator[None]:
-    """Let torch compute every operation with one thread; afterwards as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
