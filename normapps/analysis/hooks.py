@@ -145,34 +145,40 @@ def watch(
     Raises:
         InputError: as `cross_entropy`.
     """
-    with as_in_training(model), _listening(model, observers), torch.enable_grad():
+    with as_in_training(model), _listening(model, observers) as starts, torch.enable_grad():
         model.requires_grad_(False)
         for x, labels in batches:
             for each in observers:
                 each.begin(len(x))
-            source = x.detach().requires_grad_()
-            # a copy, because a first layer that works in place may not do so on a leaf
-            loss = cross_entropy(model(source.clone()), labels)
-            gradients_of(loss, [source])
+            # a copy, because a first layer may work in place
+            loss = cross_entropy(model(x.detach().clone()), labels)
+            gradients_of(loss, starts)
+            starts.clear()
             if progress is not None:
                 progress()
 
 
 @contextmanager
-def _listening(model: nn.Module, observers: Sequence[Observer]) -> Iterator[None]:
+def _listening(model: nn.Module, observers: Sequence[Observer]) -> Iterator[list[Tensor]]:
+    """Tell observers of each call, and note the zeros that gradients flow back to."""
+    starts: list[Tensor] = []
     with ExitStack() as stack:
         for name, module in weighted_layers(model).items():
-            handle = module.register_forward_hook(_hook(name, observers), with_kwargs=True)
+            handle = module.register_forward_hook(_hook(name, observers, starts), with_kwargs=True)
             stack.callback(handle.remove)
-        yield
+        yield starts
 
 
-def _hook(layer: str, observers: Sequence[Observer]) -> Callable[..., None]:
+def _hook(layer: str, observers: Sequence[Observer], starts: list[Tensor]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, options: dict[str, Any], y: Tensor) -> None:
         x = args[0] if args else next(iter(options.values()))
         with torch.no_grad():
             for each in observers:
                 each.forward(layer, module, x.detach(), y.detach())
+        if torch.is_grad_enabled() and not y.requires_grad:
+            # the graph begins behind the first layer: nobody needs the gradient at the pictures
+            starts.append(y.new_zeros(()).requires_grad_())
+            y.add_(starts[-1])
         if y.requires_grad:
             y.register_hook(lambda gradient: tell(module, gradient.detach()))
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from known_networks import normalized, pictures
 from torch import Tensor, nn
 
@@ -57,6 +58,42 @@ def test_a_forward_without_a_graph_is_refused() -> None:
 
     with pytest.raises(InputError, match="its forward detaches it"):
         watch(Cut(), [(torch.randn(3, 4), None)], [])
+
+
+class Branches(nn.Module):
+    """Two layers read the inputs, one of them without a graph; a third reads both."""
+
+    def __init__(self, is_cut: bool) -> None:
+        super().__init__()
+        self.is_cut = is_cut
+        self.one, self.other, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.is_cut):
+            other = self.other(x)
+        return self.last(self.one(x).relu_() + other)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_gradients_of_layers_that_read_the_inputs(is_cut: bool) -> None:
+    model, x = Branches(is_cut), torch.randn(3, 4)
+    found: dict[str, Tensor] = {}
+
+    class Keeps(Seen):
+        def backward(self, layer: str, module: nn.Module, gradient: Tensor) -> None:
+            found[layer] = gradient
+
+    watch(model, [(x, torch.tensor([0, 1, 2]))], [Keeps()])
+    one, other = model.one(x), model.other(x)
+    logits = model.last(one.relu() + other)
+    wanted = torch.autograd.grad(
+        F.cross_entropy(logits, torch.tensor([0, 1, 2]), reduction="sum"), [one, other, logits]
+    )
+    named = dict(zip(["one", "other", "last"], wanted, strict=True))
+    if is_cut:
+        del named["other"]
+    assert found.keys() == named.keys()
+    assert all(torch.allclose(found[name], named[name]) for name in named)
 
 
 def _fail_within(model: nn.Sequential) -> None:
