@@ -21,6 +21,7 @@ from torch.func import functional_call
 from ..errors import InputError
 from ..models.outputs import logits_of
 from ..norm.convert.sites import find_sites
+from ..norm.population.batch_moments import batch_moments
 from .hooks import (
     Batch,
     as_in_training,
@@ -220,8 +221,7 @@ def _variances(modules: dict[str, nn.Module]) -> Iterator[dict[str, float]]:
 
     def note(layer: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, _: object, y: Tensor) -> None:
-            variances = rows_of(y.detach(), module).float().var(0, correction=0)
-            found[layer] = float(variances.median())
+            found[layer] = float(batch_moments(rows_of(y.detach(), module)).var.median())
 
         return hook
 

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from .hooks import Batch, Progress, kind_of, watch
 
+_CHUNK = 1 << 20
+"""Values that are made float64 at a time."""
+
 
 @dataclass(frozen=True)
 class Propagation:
@@ -97,6 +100,8 @@ class _Squares:
     @torch.no_grad()
     def add(self, name: str, x: Tensor) -> None:
         wide = torch.float32 if x.device.type == "mps" else torch.float64
-        square = float(torch.linalg.vector_norm(x, dtype=wide)) ** 2
+        each = max(1, _CHUNK // max(1, x[0].numel()))
+        norms = [torch.linalg.vector_norm(part, dtype=wide) for part in x.split(each)]
+        square = float(torch.stack(norms).square().sum())
         self.sums[name] = self.sums.get(name, 0.0) + square
         self.counts[name] = self.counts.get(name, 0) + x.numel()
