@@ -275,7 +275,9 @@ def section(rows: Sequence[str], ratios: Ratios, options: argparse.Namespace) ->
         f"## Layers beside torch's batch norm: {options.device}, {options.memory_format}\n\n"
         "Time over `nn.BatchNorm2d`'s on the same tensors, float32: forward / forward + backward,"
         f" both in training mode / inference. Medians of {options.rounds} rounds in which the two"
-        f" take turns, {options.clock} clock, {options.threads} threads."
+        f" take turns, {options.clock} clock, {options.threads} threads. Freed memory is kept"
+        " (`normapps.allocator`), as by each command; without, new pages cost a layer of many"
+        " products more than batch norm."
     )
     header = ["layer", *[" × ".join(map(str, shape)) for shape in shapes]]
     whole = table(header, [_row(row, BATCH, ratios, shapes) for row in rows])
