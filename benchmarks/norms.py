@@ -3,8 +3,9 @@
 Every layer of the registry, as it is made by default, forward and forward + backward in training
 mode and forward at inference. A layer takes turns with `nn.BatchNorm2d` on the same tensors, so
 that a machine that slows down slows both. Gradients are taken of x, of all parameters and of what
-the condition is made of (a style's moments). Freed memory is kept (`normapps.allocator`), for all, as
-in each command that trains: without, new pages are half of what the larger tensors cost. Beside it
+the condition is made of (a style's moments). Freed memory is kept (`normapps.allocator`), for all,
+as in each command that trains: without, new pages are much of what the larger tensors cost. Beside
+it
 
 - `adaptive` is measured against `nn.InstanceNorm2d(affine=True)`, which does the same less the
   style;
