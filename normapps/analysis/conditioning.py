@@ -24,11 +24,8 @@ PERCENT = (50, 80, 100)
 WIDEST = 4096
 """Channels of the widest layer that has its eigenvalues computed."""
 
-_CHUNK = 1 << 19
-"""Values that are made float64 at a time: 4 MB, which stay in a cache."""
-
-_BLOCKS = 4
-"""Of columns of a sum, each added from the diagonal down: 5/8 of the products of them all."""
+_CHUNK = 1 << 21
+"""Values that are made float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +132,13 @@ def spectrum(moment: Tensor, samples: int, rounding: float) -> Spectrum:
     """Say what the eigenvalues of a second moment are.
 
     Args:
-        moment: (D, D) float64, symmetric; what is above the diagonal is not read.
+        moment: (D, D) float64, symmetric.
         samples: vectors behind it.
         rounding: relative error of the vectors, such as 1.2e-7 of float32. Eigenvalues below
             D·rounding²·λ₁, and below what float64 itself resolves, count as 0.
     """
     with one_thread():  # of many tiny steps, in which threads wait where a core is taken
-        values = torch.linalg.eigvalsh(moment, UPLO="L").flip(0).tolist()
+        values = torch.linalg.eigvalsh(moment).flip(0).tolist()
     width, largest = len(values), max(values[0], 0.0)
     least = largest * width * max(rounding**2, torch.finfo(torch.float64).eps)
     rank = min(samples, sum(value > least for value in values))
@@ -151,7 +148,7 @@ def spectrum(moment: Tensor, samples: int, rounding: float) -> Spectrum:
 
 
 class _Sum:
-    """Σ xxᵀ in float64, its lower triangle."""
+    """Σ xxᵀ in float64."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
@@ -169,11 +166,9 @@ class _Sum:
         device = "cpu" if rows.device.type == "mps" else rows.device  # Metal has no float64
         if self._sum is None:
             self._sum = torch.zeros(width, width, dtype=torch.float64, device=device)
-        step = max(16, -(-width // _BLOCKS))
         for part in rows.split(max(1, _CHUNK // width)):
             wide = part.to(device).double()
-            for at in range(0, width, step):
-                self._sum[at:, at : at + step].addmm_(wide[:, at:].T, wide[:, at : at + step])
+            self._sum.addmm_(wide.T, wide)
 
     def spectrum(self) -> Spectrum | None:
         """Return the eigenvalues of the mean, None of nothing or of what is too wide."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .hooks import Batch, Progress, kind_of, watch
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 21
 """Values that are made float64 at a time."""
 
 
