@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,8 @@ from ..models.preprocessing import Preprocessing
 from ..models.trying import check_finite, try_out
 from .analyze_options import AnalyzeOptions
 from .analyze_results import Results
-from .conditioning import Covariances
-from .gap import gap, output_gap
-from .hooks import Observer, watch, weighted_layers
-from .invariance import scale_invariance
-from .predictiveness import predictiveness
-from .propagation import Sizes
 from .sample import Sample
-from .scales import scales
-from .stochasticity import stochasticity
-
-Progress = Callable[[str, int], object]
-"""Called with what is being done and of how many items one more is."""
+from .work import Progress, Work
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ def analyze(
         sample = sample.labelled(model, options.batch_size)
     if sample.origin:
         say(sample.origin)
-    work = _Work(model, sample, options, progress or (lambda _, __: None), reason)
+    work = Work(model, sample, options, progress or (lambda _, __: None), reason)
     results = work.run()
     report = AnalysisReport(
         opened.describe(),
@@ -159,124 +147,3 @@ def _outputs(output: Any) -> tuple[int | None, str]:
         return int(logits_of(output).shape[1]), ""
     except InputError as error:
         return None, str(error)
-
-
-@dataclass
-class _Work:
-    """The analyses that are asked for, one after the other."""
-
-    model: nn.Module
-    sample: Sample
-    options: AnalyzeOptions
-    progress: Progress
-    no_logits: str
-    skipped: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    results: Results = field(default_factory=Results)
-
-    def run(self) -> Results:
-        """Do them.
-
-        Raises:
-            InputError: not one of them says anything about this network.
-        """
-        steps = {
-            "conditioning": self._watched,
-            "propagation": self._watched,
-            "scale-invariance": self._invariance,
-            "stochasticity": self._stochasticity,
-            "gap": self._gap,
-            "scales": self._scales,
-            "predictiveness": self._predictiveness,
-        }
-        for name in self.options.analyses:
-            with self._timed(name):
-                steps[name](name)
-        if len(self.skipped) == len(self.options.analyses):
-            raise InputError(next(iter(self.skipped.values())))
-        return self.results
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-            self.seconds[name] = time.perf_counter() - start
-        except InputError as error:
-            self.skipped[name] = str(error)
-
-    def _watched(self, name: str) -> None:
-        """Conditioning and propagation look at the same pass, which the first of them makes."""
-        if self.results.conditioning is not None or self.results.propagation is not None:
-            return
-        self._need_logits()
-        covariances, sizes = Covariances(), Sizes()
-        wanted: dict[str, Observer] = {"conditioning": covariances, "propagation": sizes}
-        observers = [wanted[each] for each in self.options.analyses if each in wanted]
-        size = self.options.batch_size
-        total = len(self.sample.sizes(size))
-        watch(
-            self.model,
-            self.sample.batches(size),
-            observers,
-            lambda: self.progress("layers at work", total),
-        )
-        if covariances in observers:
-            self.results.conditioning = covariances.rows()
-        if sizes in observers:
-            self.results.propagation = sizes.rows()
-
-    def _invariance(self, name: str) -> None:
-        self._need_logits()
-        total = len(weighted_layers(self.model))
-        self.results.invariance = scale_invariance(
-            self.model,
-            next(self.sample.batches(self.options.batch_size)),
-            self.options.lr,
-            progress=lambda: self.progress(name, total),
-        )
-
-    def _stochasticity(self, name: str) -> None:
-        self._need_logits()
-        # of more than half of the pictures, random batches hold nearly the same
-        sizes = [size for size in self.options.batch_sizes if 2 * size <= len(self.sample)]
-        if not sizes:
-            smallest = min(self.options.batch_sizes)
-            raise InputError(
-                f"random batches of {smallest} need {2 * smallest} pictures or more, and there are"
-                f" {len(self.sample)}"
-            )
-        total = 2 * len(sizes)
-        self.results.stochasticity = stochasticity(
-            self.model,
-            self.sample,
-            sizes,
-            draws=self.options.draws,
-            seed=self.options.seed,
-            progress=lambda: self.progress(name, total),
-        )
-
-    def _gap(self, name: str) -> None:
-        size = self.options.batch_size
-        total = len(self.sample.sizes(size))
-        self.results.gap = gap(
-            self.model, self.sample.batches(size), lambda: self.progress(name, total)
-        )
-        if not self.no_logits:
-            self.results.outputs = output_gap(self.model, next(self.sample.batches(size)))
-
-    def _scales(self, name: str) -> None:
-        self.results.scales = scales(self.model, self.options.tau)
-
-    def _predictiveness(self, name: str) -> None:
-        self._need_logits()
-        self.results.steps = predictiveness(
-            self.model,
-            next(self.sample.batches(self.options.batch_size)),
-            self.options.lr,
-            progress=lambda: self.progress(name, 9),
-        )
-
-    def _need_logits(self) -> None:
-        if self.no_logits:
-            raise InputError(self.no_logits)

@@ -7,7 +7,8 @@ that the running moments were taken on (Singh & Shrivastava 2019; Schneider et a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,18 @@ from torch import Tensor, nn
 from ..engine.device import evaluating
 from ..errors import InputError
 from ..models.outputs import logits_of
+from ..norm.convert.sites import find_sites
 from ..norm.population.algebra import distance, merge
+from ..norm.population.batch_moments import batch_moments
+from ..norm.population.listening import listening
 from ..norm.population.measuring import measure
-from ..norm.population.statistics import Population
+from ..norm.population.statistics import Population, population_layers
+from ..norm.population.tally import Tally
 from .hooks import Batch, Progress, as_in_training
 from .stochasticity import batch_layers
+
+_PLAIN = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")
+"""Classes, of torch and timm, that normalize as `measure` does in their place."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +80,58 @@ def gap(
     """
     if not batch_layers(model):
         raise InputError("no norm layer takes statistics of the batch: training equals inference")
-    own = Population.of(model)
-    parts, apart = [], []
+    parts = []
     for x, _ in batches:
-        found = measure(model, [x])
-        parts.append(found)
-        apart.append(distance(_among(own, found), found))
+        parts.append(measure(model, [x]))
         if progress is not None:
             progress()
-    whole = merge(parts)
-    together = distance(_among(own, whole), whole)
-    return tuple(
-        _row(name, [each[name] for each in apart if name in each], together[name])
-        for name in whole.layers
+    return _compare(Population.of(model), parts)
+
+
+class BatchMoments:
+    """The moments of batches that run through a model, as in training, for another analysis.
+
+    For a model that `shares_a_pass`: in one of its own `gap` finds the same, to the rounding of the
+    moments that torch itself trains with.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._batches: list[tuple[int, Tally]] = []
+
+    @contextmanager
+    def over(self, batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
+        """Hear the norm layers while these batches, as they are given back, go through."""
+        with listening(population_layers(self._model), self._hear):
+            yield self._counted(batches)
+
+    def rows(self) -> tuple[Gap, ...]:
+        """Return what `gap` does.
+
+        Raises:
+            InputError: activations were not finite.
+        """
+        own, parts = Population.of(self._model), []
+        for samples, tally in self._batches:
+            tally.close()
+            parts.append(Population(tally.result(), own.fingerprint, samples))
+        return _compare(own, parts)
+
+    def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for x, labels in batches:
+            self._batches.append((len(x), Tally()))
+            yield x, labels
+
+    def _hear(self, layer: str, x: Tensor) -> None:
+        self._batches[-1][1].add(layer, batch_moments(x.detach()))
+
+
+def shares_a_pass(model: nn.Module) -> bool:
+    """Return whether all layers with running statistics train with the moments of the batch."""
+    found = [site for site in find_sites(model) if "running_mean" in site.module._buffers]
+    return bool(found) and all(
+        site.norm == "batch" and not site.is_frozen and type(site.module).__name__ in _PLAIN
+        for site in found
     )
 
 
@@ -101,6 +148,17 @@ def output_gap(model: nn.Module, batch: Batch) -> OutputGap:
             trained = logits_of(model(x)).double()
     agreement = (trained.argmax(1) == inferred.argmax(1)).double().mean()
     return OutputGap(float((trained - inferred).norm() / inferred.norm()), float(agreement))
+
+
+def _compare(own: Population, batches: Sequence[Population]) -> tuple[Gap, ...]:
+    """Compare what was measured of each batch with the running moments."""
+    apart = [distance(_among(own, found), found) for found in batches]
+    whole = merge(batches)
+    together = distance(_among(own, whole), whole)
+    return tuple(
+        _row(name, [each[name] for each in apart if name in each], together[name])
+        for name in whole.layers
+    )
 
 
 def _among(own: Population, found: Population) -> Population:

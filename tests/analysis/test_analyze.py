@@ -72,6 +72,18 @@ def _options(**values: object) -> AnalyzeOptions:
 def _quiet(_: object) -> None: ...
 
 
+def _gap_of(folder: Path, what: str) -> tuple[list[float], set[str]]:
+    """The gap of all pictures by layer, and what was done for it."""
+    stages: set[str] = set()
+    report = analyze(
+        *(MODEL, str(folder), _options(what=what)),
+        say=_quiet,
+        progress=lambda name, _: stages.add(name),
+    )
+    assert report.results.gap is not None
+    return [row.data for row in report.results.gap], stages
+
+
 def test_everything_of_a_residual_network(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "report"
@@ -102,6 +114,14 @@ def test_twice_is_the_same(folder: Path) -> None:
         facts = facts_of(analyze(MODEL, str(folder), options, say=_quiet))
         texts.append(json.dumps(facts | {"seconds": 0}))
     assert texts[0] == texts[1]
+
+
+def test_the_gap_of_a_shared_pass_is_that_of_its_own(folder: Path) -> None:
+    alone, stages = _gap_of(folder, "gap")
+    assert "gap" in stages
+    shared, stages = _gap_of(folder, "conditioning,gap")
+    assert "gap" not in stages
+    assert shared == pytest.approx(alone, rel=1e-4)
 
 
 def test_labels_that_are_no_classes_of_the_model(folder: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from known_networks import normalized, pictures
+from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
-from normapps.analysis.gap import gap, output_gap
+from normapps.analysis.gap import BatchMoments, gap, output_gap, shares_a_pass
+from normapps.analysis.hooks import watch
 from normapps.errors import InputError
+from normapps.norm import create_norm
 
 
 def _divergence(x: Tensor, mean: Tensor, var: Tensor) -> np.ndarray:
@@ -58,3 +63,42 @@ def test_logits_of_both_ways() -> None:
 def test_without_running_statistics_there_is_none() -> None:
     with pytest.raises(InputError, match="training equals inference"):
         gap(normalized(nn.GroupNorm(2, 8)), [(pictures(4), None)])
+
+
+def _deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(4 * 16, 3)),
+    ).eval()
+
+
+def test_a_pass_for_other_analyses_hears_the_same() -> None:
+    model = _deep()
+    parts = [(pictures(5), None), (pictures(4, seed=2), None)]
+    assert shares_a_pass(model)
+    moments = BatchMoments(model)
+    with moments.over(parts) as batches:
+        watch(model, batches, [])
+    assert not model[1]._forward_pre_hooks
+    for found, wanted in zip(moments.rows(), gap(model, parts), strict=True):
+        assert dataclasses.astuple(found)[:2] == dataclasses.astuple(wanted)[:2]
+        assert dataclasses.astuple(found)[2:] == pytest.approx(
+            dataclasses.astuple(wanted)[2:], rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("norm", "shares"),
+    [
+        (nn.GroupNorm(2, 8), True),
+        (create_norm("ghost", 8), False),
+        (FrozenBatchNormAct2d(8), False),
+    ],
+)
+def test_which_layers_let_the_gap_share_a_pass(norm: nn.Module, shares: bool) -> None:
+    model = _deep()
+    assert not shares_a_pass(nn.Sequential(nn.GroupNorm(2, 8)))
+    model.insert(1, norm)
+    assert shares_a_pass(model) == shares
