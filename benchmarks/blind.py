@@ -167,7 +167,8 @@ def _count(options: argparse.Namespace) -> None:
     body = report(rows, read_votes(options.votes, len(rows)), key["settings"], key["conditions"])
     print(body)
     if not options.dry_run:
-        write_section("blind", body)
+        map_of = str(key["settings"]["method"]).removeprefix(OURS).strip()
+        write_section(f"blind-{map_of}" if map_of else "blind", body)
 
 
 def read_votes(file: Path, rows: int) -> dict[int, str]:
@@ -214,7 +215,7 @@ def report(
         lines.append([peer, *(str(found[x]) for x in ("ours", "peer", "=")), cell])
     return "\n\n".join(
         [
-            "## Blind vote",
+            f"## Blind vote: {settings['method']}",
             f"Sheets of photo, painting, A and B ({settings['method']} ({settings['model']}) and a "
             f"peer, stylized at long side {settings['size']}, shown at {settings['side']}; pairs "
             f"that training left out, seed {settings['seed']}), sides and peers shuffled, the key "
