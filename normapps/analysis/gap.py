@@ -135,8 +135,13 @@ def shares_a_pass(model: nn.Module) -> bool:
     )
 
 
-def output_gap(model: nn.Module, batch: Batch) -> OutputGap:
+def output_gap(model: nn.Module, batch: Batch, trained: Tensor | None = None) -> OutputGap:
     """Compare the logits of one batch as in training with those as in inference.
+
+    Args:
+        model: comes back as it was.
+        batch: inputs; labels do not count.
+        trained: the logits as in training, where they are known.
 
     Raises:
         InputError: the model returns no logits.
@@ -144,10 +149,12 @@ def output_gap(model: nn.Module, batch: Batch) -> OutputGap:
     x, _ = batch
     with evaluating(model):
         inferred = logits_of(model(x)).double()
-        with as_in_training(model):
-            trained = logits_of(model(x)).double()
+        if trained is None:
+            with as_in_training(model):
+                trained = logits_of(model(x))
     agreement = (trained.argmax(1) == inferred.argmax(1)).double().mean()
-    return OutputGap(float((trained - inferred).norm() / inferred.norm()), float(agreement))
+    change = (trained.double() - inferred).norm() / inferred.norm()
+    return OutputGap(float(change), float(agreement))
 
 
 def _compare(own: Population, batches: Sequence[Population]) -> tuple[Gap, ...]:

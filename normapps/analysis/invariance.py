@@ -21,16 +21,8 @@ from torch.func import functional_call
 from ..errors import InputError
 from ..models.outputs import logits_of
 from ..norm.convert.sites import find_sites
-from ..norm.population.batch_moments import batch_moments
-from .hooks import (
-    Batch,
-    as_in_training,
-    cross_entropy,
-    gradients_of,
-    kind_of,
-    rows_of,
-    weighted_layers,
-)
+from .hooks import Batch, as_in_training, cross_entropy, gradients_of, kind_of, weighted_layers
+from .start import Start
 
 FACTOR = 3.0
 """α, by which each weight is multiplied."""
@@ -89,6 +81,7 @@ def scale_invariance(
     *,
     few: int = 8,
     progress: Callable[[], object] | None = None,
+    start: Start | None = None,
 ) -> tuple[Invariance, ...]:
     """Scale the weight of every convolution and linear layer, one after the other.
 
@@ -102,12 +95,14 @@ def scale_invariance(
         lr: η.
         few: inputs, the first ones, on which weights are scaled; all where a layer needs more.
         progress: called after each weight.
+        start: of the batch, where it is known.
 
     Raises:
         InputError: the model returns no logits, the loss is not finite, or no weight is left.
     """
+    begun = start or Start.of(model, batch)
     with as_in_training(model):
-        trial = _Trial(model, batch, few)
+        trial = _Trial(model, begun, few)
         rows = []
         for layer in trial.layers:
             rows.append(trial.row(layer, lr))
@@ -117,10 +112,10 @@ def scale_invariance(
 
 
 class _Trial:
-    """The gradients of a batch, and what becomes of a few inputs when a weight is scaled."""
+    """What becomes of a few inputs of a batch when a weight is scaled."""
 
-    def __init__(self, model: nn.Module, batch: Batch, few: int) -> None:
-        self.model, (self.x, labels) = model, batch
+    def __init__(self, model: nn.Module, start: Start, few: int) -> None:
+        self.model, self.variances = model, start.variances
         modules = weighted_layers(model)
         self.weights = {
             layer: weight.detach()
@@ -128,17 +123,17 @@ class _Trial:
             if (weight := module._parameters.get("weight")) is not None
         }
         model.requires_grad_(False)
-        with _variances(modules) as self.variances:
-            logits, found = self._run(self.weights, labels)
-        self.labels = logits.argmax(1) if labels is None else labels
-        self.gradients = {name: each for name, each in found.items() if each is not None}
-        whole = self.x, self.labels
-        self.x, self.labels = self.x[:few], self.labels[:few]
+        self.gradients = {
+            layer: start.gradients[key]
+            for layer in self.weights
+            if (key := _key(layer)) in start.gradients
+        }
+        self.x, self.labels = start.x[:few], start.labels[:few]
         try:
-            self.logits, found = self._run(self.weights, self.labels)
+            self.logits, found = self._run(self.weights)
         except InputError:  # a layer that whitens vectors has too few samples
-            self.x, self.labels = whole
-            self.logits, found = self._run(self.weights, self.labels)
+            self.x, self.labels = start.x, start.labels
+            self.logits, found = self._run(self.weights)
         self.slopes = {name: float(each.norm()) for name, each in found.items() if each is not None}
         self.layers = {name: modules[name] for name in self.weights if name in self.gradients}
         if not self.layers:
@@ -147,7 +142,7 @@ class _Trial:
     def row(self, layer: str, lr: float) -> Invariance:
         """Measure one weight."""
         w, g = self.weights[layer], self.gradients[layer]
-        logits, found = self._run({layer: FACTOR * w}, self.labels)
+        logits, found = self._run({layer: FACTOR * w})
         change = _relative(logits, self.logits)
         norm, slope = float(w.norm()), float(g.norm())
         along = float((w.double() * g.double()).sum())
@@ -168,14 +163,12 @@ class _Trial:
             _angle(norm, slope, along, lr),
         )
 
-    def _run(
-        self, weights: dict[str, Tensor], labels: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+    def _run(self, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Logits with other weights, and the gradients of the mean loss with respect to these."""
         given = {_key(layer): w.clone().requires_grad_() for layer, w in weights.items()}
         with torch.enable_grad():
             logits = logits_of(functional_call(self.model, given, (self.x.clone(),)))
-            loss = cross_entropy(logits, labels) / len(logits)
+            loss = cross_entropy(logits, self.labels) / len(logits)
             found = gradients_of(loss, list(given.values()))
         return logits.detach(), dict(zip(weights, found, strict=True))
 
@@ -212,25 +205,6 @@ def _angle(norm: float, slope: float, along: float, lr: float) -> float:
     """∠(w, w − ηg) of ‖w‖, ‖g‖ and ⟨w, g⟩."""
     across = math.sqrt(max(0.0, (norm * slope) ** 2 - along**2))
     return math.atan2(lr * across, norm**2 - lr * along)
-
-
-@contextmanager
-def _variances(modules: dict[str, nn.Module]) -> Iterator[dict[str, float]]:
-    """Note the median over the channels of the variance of what each layer makes."""
-    found: dict[str, float] = {}
-
-    def note(layer: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, _: object, y: Tensor) -> None:
-            found[layer] = float(batch_moments(rows_of(y.detach(), module)).var.median())
-
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from ..models.outputs import logits_of
 from .hooks import Batch, as_in_training, cross_entropy, gradients_of
+from .start import Start
 
 FACTORS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 """Steps, as multiples of the learning rate."""
@@ -50,6 +51,7 @@ def predictiveness(
     lr: float = 0.1,
     factors: Sequence[float] = FACTORS,
     progress: Callable[[], object] | None = None,
+    start: Start | None = None,
 ) -> tuple[Step, ...]:
     """Walk along the gradient of one batch's mean loss, norm layers as in training.
 
@@ -59,6 +61,7 @@ def predictiveness(
         lr: η, the step that the factors multiply.
         factors: of the steps; a step of 0 comes before them.
         progress: called after each step.
+        start: of the batch, where it is known.
 
     Returns:
         A row for 0 and one for each factor. A loss that overflows is inf, and so is what hangs
@@ -67,19 +70,16 @@ def predictiveness(
     Raises:
         InputError: the model returns no logits, or the loss where it stands is not finite.
     """
-    x, labels = batch
+    begun = start or Start.of(model, batch)
     with as_in_training(model):
         weights = {name: each.detach() for name, each in model.named_parameters()}
-        if labels is None:
-            with torch.no_grad():
-                labels = logits_of(model(x.clone())).argmax(1)
-        loss, start = _gradient(model, weights, x, labels, check=True)
-        length = _norm(start)
+        here = begun.loss, _whole(begun.gradients, weights)
+        length = _norm(here[1])
         rows = []
         for size in (0.0, *(lr * factor for factor in factors)):
-            moved = {name: w - size * start[name] for name, w in weights.items()}
-            there = _gradient(model, moved, x, labels) if size else (loss, start)
-            rows.append(_row(size, there, (loss, start), length))
+            moved = {name: w - size * here[1][name] for name, w in weights.items()}
+            there = _gradient(model, moved, begun.x, begun.labels) if size else here
+            rows.append(_row(size, there, here, length))
             if progress is not None:
                 progress()
     return tuple(rows)
@@ -89,22 +89,21 @@ Found = tuple[float, dict[str, Tensor]]
 """A loss and its gradient by parameter."""
 
 
-def _gradient(
-    model: nn.Module, weights: dict[str, Tensor], x: Tensor, labels: Tensor, check: bool = False
-) -> Found:
+def _gradient(model: nn.Module, weights: dict[str, Tensor], x: Tensor, labels: Tensor) -> Found:
     given = {name: w.detach().requires_grad_(w.is_floating_point()) for name, w in weights.items()}
-    wanted = [w for w in given.values() if w.requires_grad]
+    wanted = {name: w for name, w in given.items() if w.requires_grad}
     with torch.enable_grad():
         logits = logits_of(functional_call(model, given, (x.clone(),)))
-        if not check and not bool(torch.isfinite(logits.detach()).all()):
+        if not bool(torch.isfinite(logits.detach()).all()):
             return math.inf, {}
         loss = cross_entropy(logits, labels) / len(logits)
-        found = gradients_of(loss, wanted)
-    gradients = dict(zip((n for n, w in given.items() if w.requires_grad), found, strict=True))
-    none = {name: torch.zeros_like(w) for name, w in weights.items()}
-    return float(loss.detach()), {
-        n: none[n] if (g := gradients.get(n)) is None else g for n in none
-    }
+        found = zip(wanted, gradients_of(loss, list(wanted.values())), strict=True)
+    return float(loss.detach()), _whole({n: g for n, g in found if g is not None}, weights)
+
+
+def _whole(gradients: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With zeros for what the loss does not depend on."""
+    return {n: gradients[n] if n in gradients else torch.zeros_like(w) for n, w in weights.items()}
 
 
 def _row(size: float, there: Found, here: Found, length: float) -> Step:

@@ -14,12 +14,13 @@ from .analyze_options import AnalyzeOptions
 from .analyze_results import Results
 from .conditioning import Covariances
 from .gap import BatchMoments, gap, output_gap, shares_a_pass
-from .hooks import Observer, watch, weighted_layers
+from .hooks import Batch, Observer, watch, weighted_layers
 from .invariance import scale_invariance
 from .predictiveness import predictiveness
 from .propagation import Sizes
 from .sample import Sample
 from .scales import scales
+from .start import Start
 from .stochasticity import stochasticity
 
 Progress = Callable[[str, int], object]
@@ -40,6 +41,7 @@ class Work:
         seconds: that each took, by name.
         results: of them.
         moments: of the batches of the shared pass; None if it did not listen to norm layers.
+        start: of the first batch; None before the first analysis that needs it.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     results: Results = field(default_factory=Results)
     moments: BatchMoments | None = None
+    start: Start | None = None
 
     def run(self) -> Results:
         """Do them.
@@ -108,9 +111,10 @@ class Work:
         total = len(weighted_layers(self.model))
         self.results.invariance = scale_invariance(
             self.model,
-            next(self.sample.batches(self.options.batch_size)),
+            self._first(),
             self.options.lr,
             progress=lambda: self.progress(name, total),
+            start=self._begun(),
         )
 
     def _stochasticity(self, name: str) -> None:
@@ -143,7 +147,8 @@ class Work:
                 self.model, self.sample.batches(size), lambda: self.progress(name, total)
             )
         if not self.no_logits:
-            self.results.outputs = output_gap(self.model, next(self.sample.batches(size)))
+            trained = None if self.start is None else self.start.logits
+            self.results.outputs = output_gap(self.model, self._first(), trained)
 
     def _scales(self, name: str) -> None:
         self.results.scales = scales(self.model, self.options.tau)
@@ -152,10 +157,20 @@ class Work:
         self._need_logits()
         self.results.steps = predictiveness(
             self.model,
-            next(self.sample.batches(self.options.batch_size)),
+            self._first(),
             self.options.lr,
             progress=lambda: self.progress(name, 9),
+            start=self._begun(),
         )
+
+    def _first(self) -> Batch:
+        """The batch that steps are looked at on."""
+        return next(self.sample.batches(self.options.batch_size))
+
+    def _begun(self) -> Start:
+        if self.start is None:
+            self.start = Start.of(self.model, self._first())
+        return self.start
 
     def _need_logits(self) -> None:
         if self.no_logits:
