@@ -113,7 +113,7 @@ def rounded(x: Tensor, grid: Grid) -> Tensor:
         grid: where to.
     """
     steps = _round(_wide(x) / grid.scale)
-    kept = torch.clamp(steps, grid.low - grid.zero_point, grid.high - grid.zero_point)
+    kept = _within(steps, grid.low - grid.zero_point, grid.high - grid.zero_point)
     return (kept * grid.scale).to(x.dtype)
 
 
@@ -143,6 +143,11 @@ def _round(x: Tensor) -> Tensor:
     through: Any = _StraightThrough
     found: Tensor = through.apply(x)
     return found
+
+
+def _within(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamp, with the gradient of 1 at the ends that `torch.clamp` has no longer (torch 2.15)."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
 def _wide(x: Tensor) -> Tensor:
