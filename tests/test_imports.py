@@ -84,7 +84,7 @@ def test_the_library_never_imports_the_command_line() -> None:
 
 
 def test_norm_stands_on_torch_alone() -> None:
-    """And, to store a population, on safetensors; on how this package writes files and keeps memory."""
+    """And on safetensors to store a population; on how this package writes files, keeps memory."""
     allowed = {"torch", "normapps", "safetensors", *sys.stdlib_module_names}
     ours = ("normapps.norm", "normapps.errors", "normapps.files", "normapps.allocator")
     for file in _files("normapps/norm"):
