@@ -21,6 +21,7 @@ from microast import MicroAST
 from peers import SHARED
 from torch import Tensor
 
+from normapps.allocator import keep_freed_memory
 from normapps.style.draws import Batch
 from normapps.style.options import TrainOptions
 from normapps.style.training import StyleTask, train
@@ -66,6 +67,7 @@ class Taught(StyleTask):
 
 def main() -> None:
     options = _arguments()
+    keep_freed_memory()
     task = partial(Taught, weight=options.taught_weight)
     train(_options(options), options.run, task)
 
