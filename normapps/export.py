@@ -29,6 +29,8 @@ from .models.onnx import Dynamic, check_deploy, to_onnx
 from .models.options import preprocessing_of
 from .models.pt2 import to_pt2
 from .norm.nesting import tensors_in
+from .style.color import pair_colors
+from .style.detail import mix_detail
 from .style.onnx.files import write_runtime
 from .style.onnx.stylizer import DECODER, ENCODER
 
@@ -81,8 +83,10 @@ class PairStylizer(nn.Module):
         Returns:
             (N, 3, H, W) in [0, 1].
         """
+        shown = pair_colors(content, style, "newton")
         wanted = moments(self.network.encode(style))
-        return self.network.decode(self.network.encode(content), wanted).clamp(0, 1)
+        drawn = self.network.decode(self.network.encode(shown), wanted).clamp(0, 1)
+        return mix_detail(drawn, shown).clamp(0, 1)
 
 
 def export_model(

@@ -17,9 +17,10 @@ from ..errors import unknown
 from ..models.vgg_cascade import VggCascade, VggLevel
 from ..norm import INSTANCE, TRANSFERS, Moments, transfer
 from ..norm.moments import merge
+from .detail import keep_detail_
 from .regions import Layout, settle
-from .render import as_dtype, smaller
-from .rendering import Levels, Region, Steady
+from .render import smaller
+from .rendering import Levels, Region, Steady, as_dtype
 from .tiles import Tile, pad_to_stride, tiles
 
 _WHOLE = 1_200_000
@@ -55,6 +56,11 @@ class CascadeRenderer:
         own = self.network.method
         return (own, *(name for name in TRANSFERS if name != own))
 
+    @property
+    def detail(self) -> float:
+        """The papers' recipes leave the lines as they are drawn."""
+        return 0.0
+
     def measure(self, image: Tensor) -> Levels:
         """Return the full moments of a picture's features at every level.
 
@@ -78,6 +84,7 @@ class CascadeRenderer:
         alpha: float = 1.0,
         method: str = "",
         steady: Steady | None = None,
+        detail: float = 0.0,
     ) -> Tensor:
         """Draw a picture with the moments of one style, or of one in each region.
 
@@ -90,6 +97,7 @@ class CascadeRenderer:
             method: a name in `methods`; the network's own where empty.
             steady: changes the moments taken for the picture's own at a level, as the level before
                 drew it; for a single region only.
+            detail: the photo's share in the finest lines (see `style.detail`).
 
         Returns:
             (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
@@ -107,7 +115,10 @@ class CascadeRenderer:
         def work(side: int) -> Tensor:
             return self._render(image, regions, alpha, method, steady, side)
 
-        return smaller(self._tile_side(image), work)
+        drawn = smaller(self._tile_side(image), work)
+        if detail:
+            keep_detail_(drawn, image, detail)
+        return drawn
 
     def _tile_side(self, image: Tensor) -> int:
         if self.side is not None:
@@ -138,7 +149,7 @@ class CascadeRenderer:
             each = _Pass(level, drawn, layout, self.device, side)
             own = each.measure(method != "adain")
             if steady is not None:
-                own = [steady(i, part) for part in own]
+                own = [steady(1 + i, part) for part in own]
             styles = [region.style[i].to(self.device) for region in regions]
             drawn = each.draw(each.transferred(styles, own, method, alpha))
         if alpha < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from ..data.color import LUMA
 from ..errors import InputError
 from ..norm import INSTANCE, Moments, merge, transport
-from .render import as_dtype
-from .rendering import Steady
+from .regions import Shares
+from .rendering import Region, Steady, as_dtype
 
 MODES = ("none", "luma", "transport")
 
@@ -54,19 +55,23 @@ def preserve_color(output: Tensor, content: Tensor, mode: str) -> Tensor:
     return out
 
 
-def measure_colors(image: Tensor, mask: Tensor | None = None) -> Moments:
+def measure_colors(
+    image: Tensor, mask: Tensor | None = None, device: torch.device | None = None
+) -> Moments:
     """Return the full moments of a picture's RGB values in [0, 1], taken by bands.
 
     Args:
         image: (1, 3, H, W) uint8, or float in [0, 1].
         mask: (1, 1, H, W) weights of the pixels, uint8 or float in [0, 1]; None: all alike.
+        device: where to compute; the picture's own by default.
     """
+    device = device or image.device
     return merge(
         Moments.of(
-            rows_of(image, band, image),
+            rows_of(image, band, image).to(device),
             INSTANCE,
             full=True,
-            weight=None if mask is None else rows_of(mask, band, image),
+            weight=None if mask is None else rows_of(mask, band, image).to(device),
         )
         for band in bands(image)
     )
@@ -109,6 +114,78 @@ def move_colors(
         parts = [into_gamut(transport(photo, *pair, "ot", _RIDGE, alpha)) for pair in pairs]
         out[..., band, :] = as_dtype(blend_regions(parts, masks, photo), image.dtype)
     return out
+
+
+@dataclass(frozen=True)
+class ColorMoves:
+    """What gives a photo the colours of styles, tile by tile; see `move_colors`.
+
+    Attributes:
+        pairs: the photo's and the style's moments of colours, one pair a region.
+        alpha: 0 changes nothing, 1 gives the style's colours.
+    """
+
+    pairs: Sequence[tuple[Moments, Moments]]
+    alpha: float
+
+    @classmethod
+    def of(
+        cls,
+        image: Tensor,
+        regions: Sequence[Region],
+        alpha: float,
+        steady: Steady | None,
+        device: torch.device,
+    ) -> ColorMoves | None:
+        """Measure a picture; None where a region has no colours to give.
+
+        Args:
+            image: (1, 3, H, W) uint8, or float in [0, 1].
+            regions: of the picture.
+            alpha, steady: see `move_colors`.
+            device: where to compute.
+        """
+        pairs = []
+        for i, region in enumerate(regions):
+            if region.colors is None:
+                return None
+            own = measure_colors(image, region.mask, device)
+            own = own if steady is None else steady(i, own)
+            pairs.append((own, region.colors.to(device)))
+        return cls(pairs, alpha)
+
+    def apply(self, photo: Tensor, shares: Shares) -> Tensor:
+        """Return a part of the photo, (1, 3, h, w) float in [0, 1], in its new colours.
+
+        Args:
+            photo: the part.
+            shares: of the regions in it; one more than there are pairs keeps its colours.
+        """
+        parts = [self._moved(photo, region) for region in shares.regions]
+        if shares.maps is None:
+            return parts[0]
+        weights = shares.maps.split(1, 1)
+        return torch.stack([x * w for x, w in zip(parts, weights, strict=True)]).sum(0)
+
+    def _moved(self, photo: Tensor, region: int) -> Tensor:
+        if region == len(self.pairs):
+            return photo
+        return into_gamut(transport(photo, *self.pairs[region], "ot", _RIDGE, self.alpha))
+
+
+def pair_colors(photos: Tensor, paintings: Tensor, method: str = "ot") -> Tensor:
+    """Give each photo of a batch the colours of the painting of its number, as `move_colors` does.
+
+    Args:
+        photos: (N, 3, H, W) float in [0, 1].
+        paintings: (N, 3, H', W') likewise, or one for all.
+        method: `ot`, or `newton` for runtimes without eigenvalues (see `norm.transport`).
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
+    """
+    own, wanted = (Moments.of(x, INSTANCE, full=True) for x in (photos, paintings))
+    return into_gamut(transport(photos, own, wanted, method, _RIDGE))
 
 
 def into_gamut(image: Tensor) -> Tensor:

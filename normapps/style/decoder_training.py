@@ -49,6 +49,14 @@ class DecoderTask(StyleTask):
         encoder.requires_grad_(False)
         return network
 
+    def show(self, content: Tensor, style: Tensor) -> Tensor:
+        """Return the contents (N, 3, S, S) as they are, as in the paper."""
+        return content
+
+    def finish(self, output: Tensor, shown: Tensor) -> Tensor:
+        """Return the output (N, 3, S, S) as it is."""
+        return output
+
     def publish(self, folder: Path, step: int) -> None:
         """Write encoder and averaged decoder as a model folder, in half precision."""
         network = VggCascade(("relu4_1",), method="adain")

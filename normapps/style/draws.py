@@ -8,6 +8,7 @@ time, and VGG looks at it once: with 4 pairs a step, each picture in 4 steps, VG
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +33,21 @@ class Batch:
 
     Attributes:
         content, style: (N, 3, S, S) in [0, 1].
+        shown: the content as the network gets it.
         wanted_content: VGG's features of the content at the last of `LAYERS`.
         wanted_style: its features of the style at all of them.
     """
+
+    content: Tensor
+    style: Tensor
+    shown: Tensor
+    wanted_content: Tensor
+    wanted_style: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """New pictures, not paired yet, and VGG's features of them; fields as `Batch` has them."""
 
     content: Tensor
     style: Tensor
@@ -48,6 +61,7 @@ class Draws:
     Args:
         options: places, sizes, seed.
         vgg: the judge, in the precision in which it judges.
+        show: of content and style, (N, 3, S, S) in [0, 1], makes what the network gets as content.
         rank: of this process.
         device: where pictures and features lie.
 
@@ -56,12 +70,17 @@ class Draws:
     """
 
     def __init__(
-        self, options: TrainOptions, vgg: Vgg19, rank: int = 0, device: torch.device | None = None
+        self,
+        options: TrainOptions,
+        vgg: Vgg19,
+        show: Callable[[Tensor, Tensor], Tensor],
+        rank: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        self._options, self._vgg, self._rank = options, vgg, rank
+        self._options, self._vgg, self._show, self._rank = options, vgg, show, rank
         self._device = device or torch.device("cpu")
         self._sources = sources(options)
-        self._kept: dict[int, Batch] = {}
+        self._kept: dict[int, _Seen] = {}
 
     def batch(self, step: int) -> Batch:
         """Return the pairs of a step: 1/`reuse` of the pictures are new, the rest of steps before.
@@ -80,14 +99,17 @@ class Draws:
         parts = list(self._kept.values())
         turn = int(np.random.default_rng([options.seed, step]).integers(options.batch_size))
         layers = zip(*(part.wanted_style for part in parts), strict=True)
+        content = torch.cat([part.content for part in parts])
+        style = torch.cat([part.style for part in parts]).roll(turn, 0)
         return Batch(
-            torch.cat([part.content for part in parts]),
-            torch.cat([part.style for part in parts]).roll(turn, 0),
+            content,
+            style,
+            self._show(content, style),
             torch.cat([part.wanted_content for part in parts]),
             [torch.cat(layer).roll(turn, 0) for layer in layers],
         )
 
-    def _draw(self, number: int) -> Batch:
+    def _draw(self, number: int) -> _Seen:
         """Draw the new pairs of one step and let VGG look at them."""
         options = self._options
         # a seed sequence ignores trailing zeros, so rank 0 must not be one
@@ -99,7 +121,7 @@ class Draws:
         )
         with torch.no_grad():
             seen = look(self._vgg, torch.cat([content, style]), options.paint)
-        return Batch(content, style, seen[-1][:count], [layer[count:] for layer in seen])
+        return _Seen(content, style, seen[-1][:count], [layer[count:] for layer in seen])
 
 
 def sources(options: TrainOptions) -> tuple[PictureSource, PictureSource]:

@@ -187,6 +187,7 @@ class StylizeJob:
             preserve_color=options.preserve_color,
             method=options.method,
             mode=options.mode,
+            detail=options.detail,
             **more,
         )
 
@@ -222,9 +223,11 @@ class StylizeJob:
     def _recipe(self, task: Task) -> dict[str, Any]:
         """What decides how a result looks, but for the picture itself; JSON values."""
         chosen = {name: getattr(self._options, name) for name in _DECIDING}
-        if self._options.runtime != "torch":  # which older manifests do not name
+        if self._options.detail is not None:  # which older manifests do not name
+            chosen["detail"] = self._options.detail
+        if self._options.runtime != "torch":  # nor this
             chosen["runtime"] = self._options.runtime
-        if self._options.mode != MODES[0]:  # nor this
+        if self._options.mode != MODES[0]:
             chosen["mode"] = self._options.mode
         # what auto stands for is the model folder's to say, and no part of its weights
         chosen["method"] = self._stylizer.method_of(self._options.method)

@@ -44,6 +44,7 @@ class Painter(Protocol):
         preserve_color: str,
         method: str,
         mode: str,
+        detail: float | None,
     ) -> Picture:
         """Stylize one picture."""
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.color import LUMA
 from ..norm import INSTANCE, Moments, standardize
+from .detail import fine_detail, grey_of
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 """Layers of VGG-19 in which style is compared; the last is that of the content."""
@@ -51,7 +51,7 @@ def structure_distance(output: Tensor, content: Tensor) -> Tensor:
     Args:
         output, content: (N, 3, H, W) in [0, 1], at least 11 pixels a side.
     """
-    x, y = (_grey(image) for image in (output, content))
+    x, y = (grey_of(image.float()) for image in (output, content))
     blurred = _blur(torch.cat([x, y, x * x, y * y, x * y]))
     mean_x, mean_y, xx, yy, xy = blurred.chunk(5)
     light = (2 * mean_x * mean_y + 1e-4) / (mean_x.square() + mean_y.square() + 1e-4)
@@ -77,17 +77,12 @@ def lattice(image: Tensor, period: int = 4) -> Tensor:
     Args:
         image: (N, 3, H, W) in [0, 1], at least 5 pixels a side.
     """
-    grey = _grey(image)
-    fine = grey - F.avg_pool2d(grey, 5, 1, padding=2, count_include_pad=False)
+    grey = grey_of(image.float())
+    fine = fine_detail(grey)
     h, w = (size - size % period for size in fine.shape[-2:])
     cells = F.pixel_unshuffle(fine[..., :h, :w], period).mean((2, 3))
     detail = fine.flatten(1).std(1, correction=0)
     return cells.std(1, correction=0) / (detail + 1e-4)
-
-
-def _grey(image: Tensor) -> Tensor:
-    luma = image.new_tensor(LUMA).float().view(1, 3, 1, 1)
-    return (image.float() * luma).sum(1, keepdim=True)
 
 
 def _blur(maps: Tensor) -> Tensor:

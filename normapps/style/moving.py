@@ -19,6 +19,9 @@ from ..norm import Moments, mix
 CUT = 0.35
 """Distance of two frames' moments beyond which the scene has changed; see `distance`."""
 
+_TELLING = (0, 1)
+"""Levels by which a change of scene is found: the colours, and the network's first."""
+
 _PARTS = ("count", "mean", "var", "cov")
 
 
@@ -41,9 +44,9 @@ class MovingMoments:
         self._time = -math.inf
         self._total = 0.0
         self._kept: dict[int, Moments] = {}
-        self._seen: Moments | None = None
+        self._seen: dict[int, Moments] = {}
         self._next: dict[int, Moments] = {}
-        self._measured: Moments | None = None
+        self._measured: dict[int, Moments] = {}
         self._decay, self._is_cut = 0.0, False
 
     def begin(self, time: float) -> None:
@@ -60,13 +63,15 @@ class MovingMoments:
         """Return the average of a level's moments with those of the frame that was begun.
 
         Args:
-            level: number of the level; 0 comes first, by which a change of scene is found.
+            level: number of the level; those in `_TELLING` come first.
             measured: the frame's own moments.
         """
-        if level == 0:
-            self._measured = measured
-            seen = self._seen
-            self._is_cut = seen is not None and distance(measured, seen.to(measured.mean)) > CUT
+        if level in _TELLING:
+            self._measured[level] = measured
+            seen = self._seen.get(level)
+            if seen is not None and distance(measured, seen.to(measured.mean)) > CUT:
+                self._is_cut = True
+                self._next = dict(self._measured)  # what came before begins anew, too
         before = None if self._is_cut else self._kept.get(level)
         share = 1.0 if before is None else 1 / (self._decay * self._total + 1)
         self._next[level] = measured if before is None else _moved(before, measured, share)
@@ -76,7 +81,7 @@ class MovingMoments:
         """Return everything that the next frames depend on, on the CPU."""
         self._commit()
         numbers = torch.tensor([self._time, self._total, self.cuts], dtype=torch.float64)
-        parts = dict(self._kept) if self._seen is None else {**self._kept, -1: self._seen}
+        parts = self._kept | {-1 - level: seen for level, seen in self._seen.items()}
         tensors = {
             f"{level}.{part}": value.detach().cpu().clone()
             for level, moments in parts.items()
@@ -94,8 +99,8 @@ class MovingMoments:
             level: Moments(*(state.get(f"{level}.{part}") for part in _PARTS))  # type: ignore[arg-type]
             for level in levels
         }
-        self._seen = kept.pop(-1, None)
-        self._kept, self._next, self._measured = kept, {}, None
+        self._seen = {-1 - level: kept.pop(level) for level in sorted(levels) if level < 0}
+        self._kept, self._next, self._measured, self._is_cut = kept, {}, {}, False
 
     def _commit(self) -> None:
         """Take the frame that is done into the average."""
@@ -104,7 +109,7 @@ class MovingMoments:
         self.cuts += self._is_cut
         self._total = 1 + (0 if self._is_cut else self._decay * self._total)
         self._kept, self._next = self._next, {}
-        self._seen = self._measured
+        self._seen, self._measured, self._is_cut = self._measured, {}, False
 
 
 def distance(one: Moments, other: Moments) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..data.images import fitted_size
 from ..norm import INSTANCE, Moments, transport_matrix
 from .color import bands, blend_regions, into_gamut, rows_of
-from .render import as_dtype
+from .rendering import as_dtype
 
 Draw = Callable[[Tensor, Sequence[Tensor | None]], Tensor]
 """Stylizes a picture (1, 3, H, W) with masks of its size, one a region, None for the whole."""

@@ -18,9 +18,11 @@ from ..errors import InputError, unknown
 from ..models.adain_tiny import RECEPTIVE_FIELD, STRIDE, STRIDES, AdainTiny, moments
 from ..models.adain_tiny import Levels as TwoLevels
 from ..norm import part_way
+from .color import ColorMoves
+from .detail import mix_detail
 from .regions import Layout, Shares, reduced, settle
-from .rendering import Levels, Region, Steady
-from .stylize_options import METHODS
+from .rendering import Levels, Region, Steady, as_dtype
+from .stylize_options import DETAIL, METHODS
 from .tiles import Padded, Tile, coverage, tiles
 
 Result = TypeVar("Result")
@@ -55,6 +57,11 @@ class TinyRenderer:
         """Names of the maps that it draws with."""
         return METHODS
 
+    @property
+    def detail(self) -> float:
+        """The share that the shipped network is trained with."""
+        return DETAIL
+
     def measure(self, image: Tensor) -> Levels:
         """Return the full moments of a picture's features at both levels; see `Renderer`."""
         whole = Layout((), False)
@@ -71,8 +78,11 @@ class TinyRenderer:
         alpha: float = 1.0,
         method: str = "adain",
         steady: Steady | None = None,
+        detail: float = 0.0,
     ) -> Tensor:
         """Draw a picture with the moments of styles; see `Renderer`.
+
+        The photo that is drawn has the colours of each region's style already (`Region.colors`).
 
         Of what the network cannot reconstruct of the picture, 1−alpha is added back, so that
         strength 0 returns the picture itself; strengths below 1 draw every tile twice for it.
@@ -82,10 +92,11 @@ class TinyRenderer:
         layout = Layout.of([region.mask for region in regions], image, STRIDE, _LEAST)
         if steady and layout.count > 1:
             raise InputError("a video is painted with one style everywhere; leave out the masks")
-        job = _Job([region.style for region in regions], alpha, method, steady)
+        moves = ColorMoves.of(image, regions, alpha, steady, self.device)
+        job = _Job([region.style for region in regions], alpha, method, steady, detail)
         return smaller(
             self._tile_side(image),
-            lambda side: _render(self, _Work.of(image, layout, side), job),
+            lambda side: _render(self, _Work.of(image, layout, side, moves), job),
         )
 
     def _tile_side(self, image: Tensor) -> int:
@@ -102,6 +113,7 @@ class _Job:
     alpha: float
     method: str
     steady: Steady | None
+    detail: float
 
 
 @dataclass(frozen=True)
@@ -112,11 +124,12 @@ class _Work:
     padded: Padded
     layout: Layout
     side: int
+    moves: ColorMoves | None = None
     kept: dict[Tile, Features] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, image: Tensor, layout: Layout, side: int) -> _Work:
-        return cls(image, Padded(image, STRIDE, _LEAST), layout, side)
+    def of(cls, image: Tensor, layout: Layout, side: int, moves: ColorMoves | None = None) -> _Work:
+        return cls(image, Padded(image, STRIDE, _LEAST), layout, side, moves)
 
     def tiles(self) -> Iterator[Tile]:
         height, width = self.padded.shape
@@ -125,7 +138,15 @@ class _Work:
     def features(self, renderer: TinyRenderer, tile: Tile) -> Features:
         if tile in self.kept:
             return self.kept.pop(tile)
-        return renderer.network.encode(self.padded.cut(tile).to(renderer.device))
+        return renderer.network.encode(self.photo(renderer, tile))
+
+    def photo(self, renderer: TinyRenderer, tile: Tile) -> Tensor:
+        """The outer part of a tile on the device, in the colours that the network is to paint."""
+        cut = self.padded.cut(tile).to(renderer.device)
+        if self.moves is None:
+            return cut
+        shares = self.layout.cut(tile, renderer.device)
+        return self.moves.apply(as_dtype(cut, torch.float32), shares)
 
     def keep(self, tile: Tile, features: Features) -> None:
         if self.image.shape[2] * self.image.shape[3] <= _KEPT:
@@ -146,11 +167,12 @@ def _render(renderer: TinyRenderer, work: _Work, job: _Job) -> Tensor:
     height, width = out.shape[2:]
     for tile in work.tiles():
         features, shares = work.features(renderer, tile), work.layout.cut(tile, renderer.device)
-        drawn = tile.crop(_decode(renderer, features, wanted, own, shares, job.method))
+        drawn = _decode(renderer, features, wanted, own, shares, job.method)
+        photo = as_dtype(work.photo(renderer, tile), torch.float32)
         if job.alpha < 1:
-            same = tile.crop(_decode(renderer, features, own, own, shares, "adain"))
-            photo = tile.crop(work.padded.cut(tile)).to(renderer.device)
-            drawn = drawn + (1 - job.alpha) * (as_dtype(photo, torch.float32) - same)
+            same = _decode(renderer, features, own, own, shares, "adain")
+            drawn = drawn + (1 - job.alpha) * (photo - same)
+        drawn = tile.crop(mix_detail(drawn.clamp(0, 1), photo, job.detail))
         top, bottom, left, right = tile.inner
         place = out[..., top:bottom, left:right]
         place.copy_(as_dtype(drawn.clamp(0, 1), out.dtype)[..., : height - top, : width - left])
@@ -163,7 +185,7 @@ def _own(renderer: TinyRenderer, work: _Work, job: _Job) -> list[TwoLevels]:
     if job.steady is None:
         return own
     fine, coarse = own[0]
-    return [(job.steady(0, fine), job.steady(1, coarse))]
+    return [(job.steady(1, fine), job.steady(2, coarse))]
 
 
 def _wanted(own: Sequence[TwoLevels], job: _Job, device: torch.device) -> list[TwoLevels]:
@@ -240,15 +262,6 @@ def _decode(
         return renderer.network.decode(features, styles[0], parts[0], method).float()
     fine, coarse = (reduced(shares.maps, stride) for stride in STRIDES)
     return renderer.network.decode_regions(features, styles, parts, (fine, coarse), method).float()
-
-
-def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert between uint8 0…255 and floating [0, 1]; values are rounded, not cut."""
-    if image.dtype == dtype:
-        return image
-    if dtype == torch.uint8:
-        return (image * 255).round_().to(dtype)
-    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 
 
 def smaller(side: int, work: Callable[[int], Result]) -> Result:

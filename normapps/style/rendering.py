@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..norm import Moments
@@ -14,8 +15,9 @@ Levels = tuple[Moments, ...]
 """Instance moments (G=1) of each adaptive level of a network, in its own order."""
 
 Steady = Callable[[int, Moments], Moments]
-"""Called once a picture and level, in the order of the levels, with the level's number and the
-moments measured on the content; what it returns stands for them, as a moving average over a video's
+"""Called once a picture and level, in the order of the levels, with the level's number (colours
+have 0, a network's levels come after them) and the moments measured; what it returns stands for
+them, as a moving average over a video's
 frames does. Again for the same picture where memory ran out and smaller tiles are tried."""
 
 
@@ -28,10 +30,13 @@ class Region:
         mask: (1, 1, H, W) uint8 or float in [0, 1], of the picture's size; None: the whole picture.
             Masks that overlap share in proportion; what all together leave is drawn with its own
             moments (see `style.regions`).
+        colors: full moments of RGB values in [0, 1] that the photo gets before our own network
+            paints it, so that its maps need not turn colours; None: it keeps its own.
     """
 
     style: Levels
     mask: Tensor | None = None
+    colors: Moments | None = None
 
 
 class Renderer(Protocol):
@@ -40,6 +45,10 @@ class Renderer(Protocol):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of `norm.TRANSFERS` that it draws with, the default first."""
+
+    @property
+    def detail(self) -> float:
+        """The photo's share in the finest lines that the network is made for; see `detail`."""
 
     def measure(self, image: Tensor) -> Levels:
         """Return the full moments of a picture's features at every level.
@@ -56,6 +65,7 @@ class Renderer(Protocol):
         alpha: float = 1.0,
         method: str = "adain",
         steady: Steady | None = None,
+        detail: float = 0.0,
     ) -> Tensor:
         """Draw a picture with the moments of one style, or of one in each region.
 
@@ -65,6 +75,7 @@ class Renderer(Protocol):
             alpha: 0 returns the picture itself, 1 draws it with the style's moments.
             method: how features get the moments.
             steady: changes the moments taken for the picture's own; for a single region only.
+            detail: the photo's share in the finest lines (see `style.detail`).
 
         Returns:
             (1, 3, H, W) of the dtype and device of `image`, float in [0, 1].
@@ -73,3 +84,12 @@ class Renderer(Protocol):
             InputError: a method that the network does not draw with, masks that do not fit, or too
                 little memory.
         """
+
+
+def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert between uint8 0…255 and floating [0, 1]; values are rounded, not cut."""
+    if image.dtype == dtype:
+        return image
+    if dtype == torch.uint8:
+        return (image * 255).round_().to(dtype)
+    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)

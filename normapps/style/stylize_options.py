@@ -24,6 +24,9 @@ MODES = ("paint", "photo", "color")
 """What becomes of a photo: a painting, a photo of other colours and light (`--photo`), or itself in
 other colours (`--color-only`)."""
 
+DETAIL = 0.35
+"""The photo's share in the finest lines of what adain-tiny paints, which it is trained with."""
+
 MOST = 65_500
 """Pixels of a side at most, as JPEG has it: a slip of the keys would fill the memory."""
 
@@ -60,6 +63,13 @@ class StylizeOptions:
         choices=(AUTO, *METHODS),
     )
     alpha: float = option(1.0, "strength: 0 the photo, 1 the full style", low=0, high=1)
+    detail: float | None = option(
+        None,
+        "share of the photo's own in the finest lines: 0 brush strokes alone, 1 no hatching; else "
+        f"the model's ({DETAIL} of adain-tiny, 0 of others)",
+        low=0,
+        high=1,
+    )
     size: int | None = option(
         None, "long side of the result, pixels; else the photo's own", low=1, high=MOST
     )

@@ -30,8 +30,8 @@ from .masks import Mask
 from .options import AUTO, PRESET, SUFFIX
 from .photo import draw_photo
 from .regions import keep_uncovered, lay
-from .render import TinyRenderer, as_dtype
-from .rendering import Region, Renderer, Steady
+from .render import TinyRenderer
+from .rendering import Region, Renderer, Steady, as_dtype
 from .styles import Style, load_style, preset_path
 from .stylize_options import MODES
 
@@ -144,6 +144,7 @@ class Stylizer:
         method: str = AUTO,
         steady: Steady | None = None,
         mode: str = "paint",
+        detail: float | None = None,
     ) -> Content:
         """Stylize one picture.
 
@@ -161,13 +162,15 @@ class Stylizer:
             mode: `paint`; `photo`, which takes colours and light from what would be painted and
                 keeps every edge (see `style.photo`); or `color`, which gives the content the
                 style's colours and changes nothing else (see `style.color.move_colors`).
+            detail: the photo's share in the finest lines of what is painted, 0 to 1 (see
+                `style.detail`); as the network is trained by default.
 
         Returns:
             What `content` is, of its size (or of long side `size`); alpha and mode `RGBA` kept.
 
         Raises:
-            InputError: alpha outside [0, 1], a style of other weights, masks that do not fit, or
-                too little memory.
+            InputError: alpha or detail outside [0, 1], a style of other weights, masks that do not
+                fit, or too little memory.
         """
         parts = [(style, None)] if isinstance(style, Style) else style
         method = self.method_of(method)
@@ -179,7 +182,10 @@ class Stylizer:
         image = _to_tensor(source)
         regions = lay([(each.levels, mask) for each, mask in parts], image)
         colors = [each.colors for each, _ in parts]
+        if detail is not None and not 0 <= detail <= 1:
+            raise InputError(f"detail {detail}: must be between 0 and 1")
         chosen: dict[str, Any] = {"alpha": alpha, "method": method, "steady": steady}
+        chosen["detail"] = self.renderer.detail if detail is None else detail
         out = self._make(image, regions, colors, mode, **chosen)
         out = recolor(out, image, preserve_color)
         keep_uncovered(out, image, [r.mask for r in regions if r.mask is not None])
@@ -194,14 +200,15 @@ class Stylizer:
         mode: str,
         **chosen: Any,
     ) -> Tensor:
-        """Draw a picture as the mode says, the colours of each region's style at hand."""
+        """Draw a picture as the mode says."""
         masks = [region.mask for region in regions]
         if mode == "color":
             wanted = list(zip(colors, masks, strict=True))
             return move_colors(image, wanted, chosen["alpha"], chosen["steady"])
 
         def paint(picture: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
-            laid = [Region(each.style, mask) for each, mask in zip(regions, masks, strict=True)]
+            parts = zip(regions, masks, colors, strict=True)
+            laid = [Region(each.style, mask, given) for each, mask, given in parts]
             return self.renderer.render(picture, laid, **chosen)
 
         return draw_photo(image, masks, paint) if mode == "photo" else paint(image, masks)

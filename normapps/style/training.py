@@ -31,6 +31,8 @@ from ..models.adain_tiny import AdainTiny
 from ..models.folder import load_model, save_model
 from ..models.shipped import resolve_model
 from ..models.vgg import Vgg19, load_vgg19
+from .color import pair_colors
+from .detail import mix_detail
 from .draws import Batch, Draws, as_tensor, look, sources
 from .losses import (
     LAYERS,
@@ -119,7 +121,7 @@ def losses(
 
     Args:
         output: (N, 3, S, S) stylized.
-        identity: (1, 3, S, S) the first content, reconstructed.
+        identity: (1, 3, S, S) the first content as it was shown, reconstructed.
         batch: what was stylized.
         vgg: the judge, in any precision.
         options: the weights, and by how much the output is reduced for the judge.
@@ -129,7 +131,7 @@ def losses(
         "content": content_distance(got[-1], batch.wanted_content),
         "style": style_distance(got, batch.wanted_style).mean(),
         "gram": gram_distance(got, batch.wanted_style).mean(),
-        "identity": F.l1_loss(identity, batch.content[:1]),
+        "identity": F.l1_loss(identity, batch.shown[:1]),
         "structure": structure_distance(output, batch.content),
         "lattice": lattice(output).mean() + lattice(identity).mean(),
         "range": (output - output.clamp(0, 1)).abs().mean(),
@@ -161,12 +163,20 @@ class StyleTask:
         self.is_half = options.precision == "bfloat16"
         vgg = load_vgg19(options.vgg, LAYERS[-1])
         self.vgg = place(vgg, device, torch.bfloat16 if self.is_half else torch.float32)
-        self.draws = Draws(options, self.vgg, here.rank, device)
+        self.draws = Draws(options, self.vgg, self.show, here.rank, device)
         self.network = self._distributed()
 
     def fresh(self) -> nn.Module:
         """Return the network with the weights that a run begins with."""
         return _network(self.options)
+
+    def show(self, content: Tensor, style: Tensor) -> Tensor:
+        """Return contents (N, 3, S, S) in [0, 1] as the network is to get them."""
+        return pair_colors(content, style)
+
+    def finish(self, output: Tensor, shown: Tensor) -> Tensor:
+        """Return what becomes of the network's output (N, 3, S, S), as `Stylizer` does it."""
+        return mix_detail(output, shown)
 
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step."""
@@ -180,7 +190,7 @@ class StyleTask:
         content, style = self._with_moved(batch, *move)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
             output, identity = self.network(content, style, method)
-        output, again = output.float().split(
+        output, again = self.finish(output.float(), content).split(
             [len(batch.content), len(content) - len(batch.content)]
         )
         terms = self.terms(output, identity.float(), batch)
@@ -202,9 +212,9 @@ class StyleTask:
     def _with_moved(self, batch: Batch, down: int, right: int) -> tuple[Tensor, Tensor]:
         """The pairs, and the first once more with its photo moved if steadiness is asked for."""
         if not self.options.temporal_weight:
-            return batch.content, batch.style
-        moved = shifted(batch.content[:1], down, right)
-        return torch.cat([batch.content, moved]), torch.cat([batch.style, batch.style[:1]])
+            return batch.shown, batch.style
+        moved = shifted(batch.shown[:1], down, right)
+        return torch.cat([batch.shown, moved]), torch.cat([batch.style, batch.style[:1]])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return weights, average and optimizer."""
@@ -228,7 +238,8 @@ class StyleTask:
         contents, styles = _fixed_pictures(self.options, self.device)
         rows = [torch.cat([torch.ones_like(styles[0]), *styles], 2)]
         for content in contents:
-            outputs, _ = self.average(content.expand_as(styles), styles)
+            shown = self.show(content.expand_as(styles), styles)
+            outputs = self.finish(self.average(shown, styles)[0], shown)
             rows.append(torch.cat([content, *outputs.clamp(0, 1)], 2))
         pixels = (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
         with atomic_path(path) as temporary:

@@ -243,10 +243,10 @@ def test_steady_moments_stand_for_the_measured_ones(chelsea: np.ndarray) -> None
         return own
 
     want = ours.render(photo, regions, steady=keep)
-    assert [level for level, _ in seen] == [0, 1]
+    assert [level for level, _ in seen] == [1, 2]
     assert torch.allclose(seen[0][1].mean, ours.measure(photo)[0].mean, atol=1e-5)
     assert torch.equal(want, ours.render(photo, regions))
-    moved = ours.render(photo, regions, steady=lambda i, own: ours.measure(other)[i])
+    moved = ours.render(photo, regions, steady=lambda i, own: ours.measure(other)[i - 1])
     assert not torch.equal(moved, want)
 
 

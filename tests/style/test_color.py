@@ -9,7 +9,7 @@ from torch import Tensor
 from normapps.errors import InputError
 from normapps.norm import INSTANCE, Moments, transport
 from normapps.style import color
-from normapps.style.color import into_gamut, move_colors, preserve_color
+from normapps.style.color import into_gamut, move_colors, pair_colors, preserve_color
 
 WEIGHTS = torch.tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
 
@@ -160,3 +160,15 @@ def test_colours_come_into_the_gamut_half_way_between_cut_and_pale() -> None:
     assert torch.allclose(into_gamut(outside), want, atol=1e-5)
     wild = 5 * torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     assert 0 <= into_gamut(wild).min() <= into_gamut(wild).max() <= 1
+
+
+@pytest.mark.parametrize("method", ["ot", "newton"])
+def test_pairs_get_what_each_would_get_alone(method: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    photos, paintings = torch.rand(2, 3, 3, 24, 30, generator=generator).square()
+    paintings = paintings * torch.tensor([0.3, 0.9, 0.6]).view(1, 3, 1, 1)
+    photos[2] = 0.5  # nothing varies: the ridge alone keeps the map finite
+    found = pair_colors(photos, paintings, method)
+    for photo, painting, got in zip(photos, paintings, found, strict=True):
+        wanted = Moments.of(painting[None], INSTANCE, full=True)
+        assert torch.allclose(got, move_colors(photo[None], [(wanted, None)])[0], atol=1e-5)

@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normapps.errors import InputError
 from normapps.models.adain_tiny import AdainTiny, moments
-from normapps.norm import Moments
+from normapps.norm import INSTANCE, Moments
 from normapps.style import render
+from normapps.style.color import move_colors
+from normapps.style.detail import mix_detail
 from normapps.style.render import TinyRenderer
 from normapps.style.rendering import Levels, Region
 from normapps.style.stylize_options import METHODS
@@ -223,6 +225,45 @@ def test_no_floating_copy_of_the_whole_is_made(
     assert 0 < largest.numel < 515 * 518 / 2
 
 
+def test_a_photo_is_painted_in_its_styles_colours(
+    renderer: TinyRenderer, photo: Tensor, styles: list[Levels]
+) -> None:
+    """Tile by tile what `move_colors` makes of the whole; what no mask covers keeps its own."""
+    image = photo.float() / 255
+    colors = [Moments.of(x, INSTANCE, full=True) for x in (image.sqrt(), 1 - image.flip(1))]
+    ramp, disc = (mask / 255 for mask in _masks(*photo.shape[2:]))
+    for masks in ([None], [ramp], [ramp, disc]):
+        parts = list(zip(styles, masks, colors, strict=False))
+        shares = [torch.ones_like(ramp) if mask is None else mask for mask in masks]
+        shares = [share / sum(shares).clamp_min(1) for share in shares]
+        moved = (1 - sum(shares)) * image
+        for share, (_, mask, given) in zip(shares, parts, strict=True):
+            moved = moved + share * move_colors(image, [(given, mask)])
+        want = renderer.render(moved, [Region(*part[:2]) for part in parts])
+        got = replace(renderer, side=64).render(image, [Region(*part) for part in parts])
+        assert torch.allclose(got, want, atol=2e-3)
+        plain = renderer.render(image, [Region(*part[:2]) for part in parts])
+        assert (got - plain).abs().mean() > 0.01
+    seen: list[int] = []
+    renderer.render(
+        image, [Region(styles[0], None, colors[0])], steady=lambda i, m: seen.append(i) or m
+    )
+    assert seen == [0, 1, 2]
+
+
+def test_detail_is_taken_from_what_is_painted(
+    renderer: TinyRenderer, photo: Tensor, styles: list[Levels]
+) -> None:
+    image, region = photo.float() / 255, [Region(styles[0])]
+    plain = renderer.render(image, region)
+    want = mix_detail(plain, image, 0.6).clamp(0, 1)
+    for side in (None, 64):
+        got = replace(renderer, side=side).render(image, region, detail=0.6)
+        # what pads the picture to whole cells counts at its right and lower edge
+        assert torch.allclose(got[..., :-2, :-2], want[..., :-2, :-2], atol=1e-4)
+    assert (plain - want).abs().mean() > 0.005
+
+
 def test_steady_moments_stand_for_the_contents(
     renderer: TinyRenderer, photo: Tensor, styles: list[Levels]
 ) -> None:
@@ -233,11 +274,11 @@ def test_steady_moments_stand_for_the_contents(
         return measured
 
     def of_another(level: int, measured: Moments) -> Moments:
-        return styles[1][level].diagonal()
+        return styles[1][level - 1].diagonal()
 
     image, region = photo.float() / 255, [Region(styles[0])]
     assert torch.equal(renderer.render(image, region, steady=same), renderer.render(image, region))
-    assert seen == [(0, 8), (1, 8)]
+    assert seen == [(1, 8), (2, 8)]
     with torch.inference_mode():
         padded = F.pad(image, (0, 5, 0, 3), mode="reflect")
         features, known = renderer.network.encode(padded), (styles[1][0], styles[1][1])

@@ -18,8 +18,11 @@ from normapps.models.adain_tiny import AdainTiny, moments
 from normapps.models.folder import save_model
 from normapps.norm import INSTANCE, Moments
 from normapps.style import render
+from normapps.style.color import move_colors
+from normapps.style.detail import mix_detail
 from normapps.style.masks import Mask
 from normapps.style.styles import load_style
+from normapps.style.stylize_options import DETAIL
 from normapps.style.stylizer import resolve_style
 
 
@@ -66,9 +69,13 @@ def test_features_computed_twice_equal_those_kept(
 def test_one_pass_is_the_network(stylizer: Stylizer, painting: Image.Image) -> None:
     image, style = torch.rand(1, 3, 48, 64), stylizer.style(painting, size=64)
     network = stylizer.renderer.network
+    shown = move_colors(image, [(style.colors, None)])
     with torch.inference_mode():
-        drawn = network.decode(network.encode(image), (style.levels[0], style.levels[1]))
-    assert torch.allclose(stylizer(image, style), drawn.clamp(0, 1), atol=1e-5)
+        drawn = network.decode(network.encode(shown), (style.levels[0], style.levels[1]))
+        want = mix_detail(drawn.clamp(0, 1), shown, DETAIL)
+    assert torch.allclose(stylizer(image, style), want.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(stylizer(image, style, detail=0), drawn.clamp(0, 1), atol=1e-5)
+    assert not torch.allclose(want, drawn, atol=0.01)
 
 
 def test_moments_are_those_of_the_true_region(stylizer: Stylizer) -> None:
@@ -96,9 +103,10 @@ def test_strength_0_returns_the_photo(
 def test_strength_mixes_moments_and_adds_back_what_is_lost(
     stylizer: Stylizer, painting: Image.Image
 ) -> None:
-    """Against the formula D(mixed moments) + (1−α)(x − D(own moments)) on one piece."""
+    """Against D(mixed moments) + (1−α)(x − D(own moments)) of the photo in mixed colours."""
     image, style = torch.rand(1, 3, 48, 64), stylizer.style(painting, size=64)
     network = stylizer.renderer.network
+    image = move_colors(photo := image, [(style.colors, None)], 0.3)
     with torch.inference_mode():
         features = network.encode(image)
         own = moments(features)
@@ -110,7 +118,8 @@ def test_strength_mixes_moments_and_adds_back_what_is_lost(
         ]
         drawn = network.decode(features, (mixed[0], mixed[1]))
         want = drawn + 0.7 * (image - network.decode(features, own))
-    assert torch.allclose(stylizer(image, style, alpha=0.3), want.clamp(0, 1), atol=1e-5)
+    got = stylizer(photo, style, alpha=0.3, detail=0)
+    assert torch.allclose(got, want.clamp(0, 1), atol=1e-5)
 
 
 def test_alpha_moves_from_the_content_to_the_style(

@@ -21,6 +21,9 @@ _BAND = 1 << 19
 """Pixels that are computed on at once."""
 
 
+Move = Callable[[np.ndarray], np.ndarray]
+
+
 @dataclass(frozen=True, eq=False)
 class Colors:
     """Mean (3,) and biased covariance (3, 3) of RGB values in [0, 1], float64."""
@@ -66,11 +69,22 @@ def move_colors(pixels: np.ndarray, wanted: Colors, alpha: float = 1.0) -> np.nd
     Returns:
         (H, W, 3) uint8.
     """
-    move = _map(Colors.of(pixels), wanted, _RIDGE, alpha)
+    move = color_move(pixels, wanted, alpha)
     out = np.empty_like(pixels)
     for band in _bands(pixels):
-        out[band] = np.rint(_into_gamut(move(pixels[band].astype(np.float32) / 255)) * 255)
+        out[band] = np.rint(move(pixels[band]) * 255)
     return out
+
+
+def color_move(pixels: np.ndarray, wanted: Colors, alpha: float = 1.0) -> Move:
+    """Return what gives parts of a photo, (h, w, 3) uint8, a painting's colours in [0, 1].
+
+    Args:
+        pixels: (H, W, 3) uint8 sRGB, the whole.
+        wanted, alpha: see `move_colors`.
+    """
+    move = _map(Colors.of(pixels), wanted, _RIDGE, alpha)
+    return lambda part: _into_gamut(move(part.astype(np.float32) / 255))
 
 
 def preserve_color(output: np.ndarray, content: np.ndarray, mode: str) -> np.ndarray:
@@ -101,9 +115,7 @@ def preserve_color(output: np.ndarray, content: np.ndarray, mode: str) -> np.nda
     return out
 
 
-def _map(
-    own: Colors, wanted: Colors, ridge: float, alpha: float = 1.0
-) -> Callable[[np.ndarray], np.ndarray]:
+def _map(own: Colors, wanted: Colors, ridge: float, alpha: float = 1.0) -> Move:
     """What moves colours (…, 3) from mean and covariance to others by the optimal map."""
     eye = np.eye(3)
     matrix = (1 - alpha) * eye + alpha * _optimal(own.cov + ridge * eye, wanted.cov + ridge * eye)

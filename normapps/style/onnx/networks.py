@@ -25,7 +25,7 @@ class PixelEncoder(nn.Module):
         """Return the features at ¼ and ⅛ resolution.
 
         Args:
-            pixels: (H, W, 3) uint8 sRGB, H and W multiples of 8.
+            pixels: (H, W, 3) float sRGB in [0, 1], H and W multiples of 8.
         """
         return self.network.encode(pixels.permute(2, 0, 1)[None])
 

@@ -21,10 +21,11 @@ from ...engine.ort import inference_session
 from ...errors import InputError
 from ...models.folder import check_hashes, read_manifest
 from ...models.shipped import resolve_model
-from ..stylize_options import AUTO
+from ..stylize_options import AUTO, DETAIL
 from ..tiles import Tile, cell_shares, reflection, tiles
-from .color import Colors, move_colors
+from .color import Colors, Move, color_move, move_colors
 from .color import preserve_color as recolor
+from .detail import mix_detail
 from .moments import Level, Levels, adain, mix, numbers_of
 from .styles import OnnxStyle
 
@@ -81,12 +82,18 @@ class OnnxStylizer:
                     " or use --runtime torch"
                 )
         check_hashes(folder, manifest)
-        return cls(folder, manifest.sha256["model.safetensors"], tile)
+        made = cls(folder, manifest.sha256["model.safetensors"], tile)
+        if made._encoder.get_inputs()[0].type != "tensor(float)":
+            raise InputError(
+                f"{folder / ENCODER}: an older normapps made it; `normapps export {model} -o"
+                f" {model} --overwrite` makes it anew"
+            )
+        return made
 
     def style(self, image: Picture, *, size: int = 512, name: str = "") -> OnnxStyle:
         """Measure the style of a painting, brought to the long side `size` first."""
         pixels = fit(image.pixels, size)
-        levels = self._measure(pixels, _padded(pixels), {})
+        levels = self._measure(pixels, _padded(pixels), _as_it_is, {})
         return OnnxStyle(name or "style", self.fingerprint, levels, Colors.of(pixels))
 
     def __call__(
@@ -99,24 +106,28 @@ class OnnxStylizer:
         preserve_color: str = "none",
         method: str = AUTO,
         mode: str = "paint",
+        detail: float | None = None,
     ) -> Picture:
         """Stylize one picture; see `normapps.style.stylizer.Stylizer.__call__`.
 
         Raises:
-            InputError: alpha outside [0, 1], another method than `adain`, a mode other than `paint`
-                and `color`, a style of other weights, or too little memory.
+            InputError: alpha or detail outside [0, 1], another method than `adain`, a mode other
+                than `paint` and `color`, a style of other weights, or too little memory.
         """
         self.method_of(method)
         if mode not in ("paint", "color"):
             raise InputError(f"mode {mode}: numpy has paint and color; use torch")
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha}: must be between 0 and 1")
+        if detail is not None and not 0 <= detail <= 1:
+            raise InputError(f"detail {detail}: must be between 0 and 1")
         if style.model != self.fingerprint:
             raise InputError(f"style '{style.name}' was encoded by other weights; encode it again")
         source = content if size is None else _resized(content, size)
         if mode == "color":
             return with_pixels(source, move_colors(source.pixels, style.colors, alpha))
-        painted = self._render(source.pixels, style.levels, alpha)
+        detail = DETAIL if detail is None else detail
+        painted = self._render(source.pixels, style, alpha, detail)
         return with_pixels(source, recolor(painted, source.pixels, preserve_color))
 
     def method_of(self, method: str = AUTO) -> str:
@@ -129,32 +140,35 @@ class OnnxStylizer:
             raise InputError(f"method {method}: the ONNX graphs have adain alone")
         return "adain"
 
-    def _render(self, pixels: np.ndarray, style: Levels, alpha: float) -> np.ndarray:
+    def _render(
+        self, pixels: np.ndarray, style: OnnxStyle, alpha: float, detail: float
+    ) -> np.ndarray:
         height, width = pixels.shape[:2]
-        padded = _padded(pixels)
+        padded, show = _padded(pixels), color_move(pixels, style.colors, alpha)
         kept: dict[Tile, Features] = {}
-        own = self._measure(pixels, padded, kept)
-        wanted = style if alpha == 1 else _mixed(own, style, alpha)
+        own = self._measure(pixels, padded, show, kept)
+        wanted = style.levels if alpha == 1 else _mixed(own, style.levels, alpha)
         out = np.empty_like(padded)
         for tile in self._cover(padded, pixels):
-            cut = _cut(padded, tile)
-            features = kept.pop(tile) if tile in kept else self._encode(cut)
+            photo = show(_cut(padded, tile))
+            features = kept.pop(tile) if tile in kept else self._encode(photo)
             cells = self._decode(features, own, wanted)
             if alpha < 1:
                 same = self._decode(features, own, own)
-                cells = cells + np.float32(1 - alpha) * (_to_cells(cut) - same)
+                cells = cells + np.float32(1 - alpha) * (_to_cells(photo) - same)
+            cells = mix_detail(np.clip(cells, 0, 1, out=cells), photo, detail)
             top, bottom, left, right = tile.inner
             out[top:bottom, left:right] = _to_pixels(tile.crop(cells, 2))
         return np.ascontiguousarray(out[:height, :width])
 
     def _measure(
-        self, pixels: np.ndarray, padded: np.ndarray, kept: dict[Tile, Features]
+        self, pixels: np.ndarray, padded: np.ndarray, show: Move, kept: dict[Tile, Features]
     ) -> Levels:
         """Merge the moments of all tiles over the true region; features that fit go to `kept`."""
         parts: list[list[Level]] = [[], []]
         true = (pixels.shape[0], pixels.shape[1])
         for tile in self._cover(padded, pixels):
-            features = self._encode(_cut(padded, tile))
+            features = self._encode(show(_cut(padded, tile)))
             for x, stride, level in zip(features, STRIDES, parts, strict=True):
                 share = None
                 if padded.shape != pixels.shape:
@@ -172,8 +186,8 @@ class OnnxStylizer:
             side = _SIDE if pixels.shape[0] * pixels.shape[1] > _WHOLE else max(height, width)
         return tiles(height, width, -(-side // STRIDE) * STRIDE, MARGIN)
 
-    def _encode(self, pixels: np.ndarray) -> Features:
-        fine, coarse = self._encoder.run(None, {"pixels": np.ascontiguousarray(pixels)})
+    def _encode(self, photo: np.ndarray) -> Features:
+        fine, coarse = self._encoder.run(None, {"pixels": np.ascontiguousarray(photo)})
         return fine, coarse
 
     def _decode(self, features: Features, own: Levels, wanted: Levels) -> np.ndarray:
@@ -214,11 +228,15 @@ def _to_pixels(cells: np.ndarray) -> np.ndarray:
 
 
 def _to_cells(pixels: np.ndarray) -> np.ndarray:
-    """Undo `_to_pixels`: (H, W, 3) uint8 to (1, 12, H/2, W/2) float32 in [0, 1]."""
+    """Cut (H, W, 3) in [0, 1] into squares of four pixels: (1, 12, H/2, W/2)."""
     height, width = (side // 2 for side in pixels.shape[:2])
     squares = pixels.reshape(height, 2, width, 2, 3).transpose(4, 1, 3, 0, 2)
-    cells: np.ndarray = squares.reshape(1, 12, height, width) / np.float32(255)
+    cells: np.ndarray = squares.reshape(1, 12, height, width)
     return cells
+
+
+def _as_it_is(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.float32) / 255
 
 
 def _mixed(own: Levels, style: Levels, alpha: float) -> Levels:
