@@ -125,6 +125,7 @@ class _Work:
     layout: Layout
     side: int
     moves: ColorMoves | None = None
+    shown: dict[Tile, Tensor] = field(default_factory=dict)
     kept: dict[Tile, Features] = field(default_factory=dict)
 
     @classmethod
@@ -142,11 +143,16 @@ class _Work:
 
     def photo(self, renderer: TinyRenderer, tile: Tile) -> Tensor:
         """The outer part of a tile on the device, in the colours that the network is to paint."""
+        if tile in self.shown:
+            return self.shown.pop(tile)
         cut = self.padded.cut(tile).to(renderer.device)
         if self.moves is None:
             return cut
         shares = self.layout.cut(tile, renderer.device)
-        return self.moves.apply(as_dtype(cut, torch.float32), shares)
+        photo = self.moves.apply(as_dtype(cut.contiguous(), torch.float32), shares)
+        if not self.side:  # one piece, which is drawn next
+            self.shown[tile] = photo
+        return photo
 
     def keep(self, tile: Tile, features: Features) -> None:
         if self.image.shape[2] * self.image.shape[3] <= _KEPT:
