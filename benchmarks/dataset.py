@@ -32,7 +32,6 @@ from normapps.data.inputs import find_inputs
 from normapps.norm import INSTANCE, Moments
 from normapps.style.dataset.job import stylize_dataset
 from normapps.style.dataset.options import DatasetOptions
-from normapps.style.rendering import Region
 from normapps.style.stylizer import Stylizer
 
 BAR = 5.0
@@ -150,8 +149,8 @@ _VGG: dict[str, Any] = {}
 
 def _ours(stylizer: Stylizer) -> Network:
     def paint(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        levels = stylizer.renderer.measure(style)
-        return stylizer.renderer.render(content, [Region(levels)])
+        painted: torch.Tensor = stylizer(content, stylizer.style(style, size=max(style.shape)))
+        return painted
 
     return paint
 
