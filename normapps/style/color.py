@@ -172,7 +172,7 @@ class ColorMoves:
             return photo
         # eigenvalues would let the host wait for a CUDA device
         method = "newton" if photo.is_cuda else "ot"
-        return into_gamut(transport(photo, *self.pairs[region], method, _RIDGE, self.alpha))
+        return transport(photo, *self.pairs[region], method, _RIDGE, self.alpha).clamp_(0, 1)
 
 
 def pair_colors(photos: Tensor, paintings: Tensor, method: str = "ot") -> Tensor:
