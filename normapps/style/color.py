@@ -118,7 +118,10 @@ def move_colors(
 
 @dataclass(frozen=True)
 class ColorMoves:
-    """What gives a photo the colours of styles, tile by tile; see `move_colors`.
+    """What gives a photo that is to be painted the colours of styles, tile by tile.
+
+    As `move_colors`, but values outside [0, 1] are cut off: a hue that this turns is painted over,
+    and looked after it would take as long as all the rest.
 
     Attributes:
         pairs: the photo's and the style's moments of colours, one pair a region.
@@ -176,7 +179,7 @@ class ColorMoves:
 
 
 def pair_colors(photos: Tensor, paintings: Tensor, method: str = "ot") -> Tensor:
-    """Give each photo of a batch the colours of the painting of its number, as `move_colors` does.
+    """Give each photo of a batch the colours of the painting of its number, as `ColorMoves` does.
 
     Args:
         photos: (N, 3, H, W) float in [0, 1].
@@ -187,7 +190,7 @@ def pair_colors(photos: Tensor, paintings: Tensor, method: str = "ot") -> Tensor
         (N, 3, H, W) in [0, 1].
     """
     own, wanted = (Moments.of(x, INSTANCE, full=True) for x in (photos, paintings))
-    return into_gamut(transport(photos, own, wanted, method, _RIDGE))
+    return transport(photos, own, wanted, method, _RIDGE).clamp(0, 1)
 
 
 def into_gamut(image: Tensor) -> Tensor:

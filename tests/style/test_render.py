@@ -16,9 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normapps.errors import InputError
 from normapps.models.adain_tiny import AdainTiny, moments
-from normapps.norm import INSTANCE, Moments
+from normapps.norm import INSTANCE, Moments, transport
 from normapps.style import render
-from normapps.style.color import move_colors
 from normapps.style.detail import mix_detail
 from normapps.style.render import TinyRenderer
 from normapps.style.rendering import Levels, Region
@@ -228,7 +227,7 @@ def test_no_floating_copy_of_the_whole_is_made(
 def test_a_photo_is_painted_in_its_styles_colours(
     renderer: TinyRenderer, photo: Tensor, styles: list[Levels]
 ) -> None:
-    """Tile by tile what `move_colors` makes of the whole; what no mask covers keeps its own."""
+    """Tile by tile the optimal transport of the whole, cut off at 0 and 1; what no mask covers keeps its own."""
     image = photo.float() / 255
     colors = [Moments.of(x, INSTANCE, full=True) for x in (image.sqrt(), 1 - image.flip(1))]
     ramp, disc = (mask / 255 for mask in _masks(*photo.shape[2:]))
@@ -238,7 +237,8 @@ def test_a_photo_is_painted_in_its_styles_colours(
         shares = [share / sum(shares).clamp_min(1) for share in shares]
         moved = (1 - sum(shares)) * image
         for share, (_, mask, given) in zip(shares, parts, strict=True):
-            moved = moved + share * move_colors(image, [(given, mask)])
+            own = Moments.of(image, INSTANCE, full=True, weight=mask)
+            moved = moved + share * transport(image, own, given, "ot", 1e-3).clamp(0, 1)
         want = renderer.render(moved, [Region(*part[:2]) for part in parts])
         got = replace(renderer, side=64).render(image, [Region(*part) for part in parts])
         assert torch.allclose(got, want, atol=2e-3)

@@ -16,12 +16,11 @@ from normapps.data.images import Picture, fit
 from normapps.errors import InputError
 from normapps.models.adain_tiny import AdainTiny, moments
 from normapps.models.folder import save_model
-from normapps.norm import INSTANCE, Moments
+from normapps.norm import INSTANCE, Moments, transport
 from normapps.style import render
-from normapps.style.color import move_colors
 from normapps.style.detail import mix_detail
 from normapps.style.masks import Mask
-from normapps.style.styles import load_style
+from normapps.style.styles import Style, load_style
 from normapps.style.stylize_options import DETAIL
 from normapps.style.stylizer import resolve_style
 
@@ -66,10 +65,16 @@ def test_features_computed_twice_equal_those_kept(
     assert torch.equal(stylizer(photo, style), kept)
 
 
+def _lent(image: Tensor, style: Style, alpha: float = 1.0) -> Tensor:
+    """The photo in the painting's colours, cut off at 0 and 1."""
+    own = Moments.of(image, INSTANCE, full=True)
+    return transport(image, own, style.colors, "ot", 1e-3, alpha).clamp(0, 1)
+
+
 def test_one_pass_is_the_network(stylizer: Stylizer, painting: Image.Image) -> None:
     image, style = torch.rand(1, 3, 48, 64), stylizer.style(painting, size=64)
     network = stylizer.renderer.network
-    shown = move_colors(image, [(style.colors, None)])
+    shown = _lent(image, style)
     with torch.inference_mode():
         drawn = network.decode(network.encode(shown), (style.levels[0], style.levels[1]))
         want = mix_detail(drawn.clamp(0, 1), shown, DETAIL)
@@ -106,7 +111,7 @@ def test_strength_mixes_moments_and_adds_back_what_is_lost(
     """Against D(mixed moments) + (1−α)(x − D(own moments)) of the photo in mixed colours."""
     image, style = torch.rand(1, 3, 48, 64), stylizer.style(painting, size=64)
     network = stylizer.renderer.network
-    image = move_colors(photo := image, [(style.colors, None)], 0.3)
+    image = _lent(photo := image, style, 0.3)
     with torch.inference_mode():
         features = network.encode(image)
         own = moments(features)

@@ -69,22 +69,22 @@ def move_colors(pixels: np.ndarray, wanted: Colors, alpha: float = 1.0) -> np.nd
     Returns:
         (H, W, 3) uint8.
     """
-    move = color_move(pixels, wanted, alpha)
+    move = _map(Colors.of(pixels), wanted, _RIDGE, alpha)
     out = np.empty_like(pixels)
     for band in _bands(pixels):
-        out[band] = np.rint(move(pixels[band]) * 255)
+        out[band] = np.rint(_into_gamut(move(pixels[band].astype(np.float32) / 255)) * 255)
     return out
 
 
 def color_move(pixels: np.ndarray, wanted: Colors, alpha: float = 1.0) -> Move:
-    """Return what gives parts of a photo, (h, w, 3) uint8, a painting's colours in [0, 1].
+    """Return what gives parts of a photo, (h, w, 3) uint8, a painting's colours; see `ColorMoves`.
 
     Args:
         pixels: (H, W, 3) uint8 sRGB, the whole.
         wanted, alpha: see `move_colors`.
     """
     move = _map(Colors.of(pixels), wanted, _RIDGE, alpha)
-    return lambda part: _into_gamut(move(part.astype(np.float32) / 255))
+    return lambda part: np.clip(move(part.astype(np.float32) / 255), 0, 1)
 
 
 def preserve_color(output: np.ndarray, content: np.ndarray, mode: str) -> np.ndarray:
