@@ -227,7 +227,7 @@ def test_no_floating_copy_of_the_whole_is_made(
 def test_a_photo_is_painted_in_its_styles_colours(
     renderer: TinyRenderer, photo: Tensor, styles: list[Levels]
 ) -> None:
-    """Tile by tile the optimal transport of the whole, cut off at 0 and 1; what no mask covers keeps its own."""
+    """The transport of the whole, cut off at 0 and 1; what no mask covers keeps its own."""
     image = photo.float() / 255
     colors = [Moments.of(x, INSTANCE, full=True) for x in (image.sqrt(), 1 - image.flip(1))]
     ramp, disc = (mask / 255 for mask in _masks(*photo.shape[2:]))

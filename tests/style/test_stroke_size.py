@@ -49,7 +49,7 @@ def test_a_painting_seen_larger_gives_bolder_strokes(
 def test_a_larger_result_has_finer_strokes_for_its_size(
     stylizer: Stylizer, photos: dict[str, np.ndarray]
 ) -> None:
-    """The strokes alone, counted across the picture; the photo itself, only enlarged, has no more detail."""
+    """The strokes alone, counted across the picture; the photo, only enlarged, has no more."""
     style, photo = stylizer.style(Picture(photos["astronaut"])), fit(photos["coffee"], 160)
     small, large = (
         stylizer(Picture(photo), style, size=size, detail=0).pixels for size in (160, 320)
