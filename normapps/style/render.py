@@ -59,7 +59,7 @@ class TinyRenderer:
 
     @property
     def detail(self) -> float:
-        """The share that the shipped network is trained with."""
+        """The share that suits the shipped network."""
         return DETAIL
 
     def measure(self, image: Tensor) -> Levels:

@@ -154,6 +154,19 @@ def test_alpha_and_colour_and_size_do_what_they_say(here, run):
     assert Image.open("big.png").size == (101, 76)
 
 
+def test_detail_is_how_much_of_the_fine_lines_is_the_photos(here, run):
+    for share in ("0", "0.4", "1"):
+        arguments = ("--detail", share, "--dtype", "float32", "-o", f"d{share}.png")
+        assert run("photos/a.png", "--style", "wave.png", *arguments).code == 0
+    run("photos/a.png", "--style", "wave.png", "--dtype", "float32", "-o", "usual.png")
+    assert np.array_equal(_pixels("usual.png"), _pixels("d0.4.png"))
+    assert not np.array_equal(_pixels("d0.png"), _pixels("d0.4.png"))
+    assert not np.array_equal(_pixels("d1.png"), _pixels("d0.4.png"))
+    ran = run("photos/a.png", "--style", "wave.png", "--detail", "1.5", "-o", "no.png")
+    assert ran.code == 2
+    assert "--detail" in ran.err
+
+
 def test_luma_keeps_the_photos_hues(here, run):
     run("photos/a.png", "--style", "wave.png", "-o", "luma.png", "--preserve-color", "luma")
     run("photos/a.png", "--style", "wave.png", "-o", "full.png", "--dtype", "float32")

@@ -141,3 +141,16 @@ def test_photos_are_told_apart_and_pans_are_not(photos) -> None:
     pans = [distance(scene, seen(p, 30)) for scene, p in zip(scenes, photos.values(), strict=True)]
     pairs = [distance(a, b) for i, a in enumerate(scenes) for b in scenes[:i]]
     assert max(pans) < CUT < min(pairs)
+
+
+@pytest.mark.parametrize("telling", [0, 1])
+def test_a_change_in_either_of_two_levels_lets_all_begin_anew(telling) -> None:
+    old = [[_moments(i), _moments(i + 50), _moments(i + 70)] for i in range(4)]
+    new = [_far(each) if level == telling else each for level, each in enumerate(old[3])]
+    moving = MovingMoments(10.0)
+    _run(moving, [*old, new], np.arange(5) / 25)
+    moving.state()
+    assert moving.cuts == 1
+    again = _run(moving, [new], [0.2])[0]
+    for got, want in zip(again, new, strict=True):  # nothing of the frames before the change
+        assert torch.allclose(got.mean, want.mean, atol=1e-6)

@@ -241,6 +241,8 @@ def test_bad_arguments_name_themselves(stylizer: Stylizer, painting: Image.Image
     style = stylizer.style(painting, size=64)
     with pytest.raises(InputError, match=r"alpha 1\.5: must be between 0 and 1"):
         stylizer(painting, style, alpha=1.5)
+    with pytest.raises(InputError, match=r"detail -0\.1: must be between 0 and 1"):
+        stylizer(painting, style, detail=-0.1)
     with pytest.raises(InputError, match="encoded by other weights"):
         stylizer(painting, replace(style, model="other"))
     with pytest.raises(InputError, match=r"shape \(2, 3, 8, 8\)"):
