@@ -19,7 +19,7 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3), malloc.h
 _NEVER = 2**31 - 1
 _USUAL = ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20), (_MMAP_MAX, 65536))
-"""What glibc's own moving thresholds come to in a process that has freed large blocks."""
+"""What glibc's own moving thresholds come to once a process has freed a block of 32 MiB."""
 
 
 class _Holders:
@@ -40,6 +40,20 @@ def keep_freed_memory() -> bool:
     where the user tunes malloc by the environment (`MALLOC_…`, `GLIBC_TUNABLES`), nothing happens.
     """
     return _hold(_glibc())
+
+
+def keep_little() -> bool:
+    """Let this process keep up to 64 MiB of what it frees, until it ends; say whether it does.
+
+    For library calls that are made again and again and work on blocks of a few megabytes. glibc
+    comes to these very thresholds by itself, but only when a process frees a larger block; until
+    then how long such a call takes depends on what ran before it. As `keep_freed_memory` else.
+    """
+    library = _glibc()
+    if library is None:
+        return False
+    with _holders.lock:
+        return _holders.count > 0 or _set_usual(library)
 
 
 @contextmanager
@@ -72,9 +86,13 @@ def _release(library: Any) -> None:
     with _holders.lock:
         _holders.count -= 1
         if _holders.count == 0:
-            for name, value in _USUAL:
-                library.mallopt(name, value)
+            _set_usual(library)
             library.malloc_trim(0)
+
+
+def _set_usual(library: Any) -> bool:
+    done = [library.mallopt(name, value) for name, value in _USUAL]
+    return all(done)
 
 
 def _glibc() -> Any:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from normapps.allocator import _Holders, freed_memory_kept, keep_freed_memory
+from normapps.allocator import _Holders, freed_memory_kept, keep_freed_memory, keep_little
 
 _FAULTS = """
 import resource, sys
@@ -24,6 +24,28 @@ before = faults()
 for _ in range(5):
     numpy.ones(8_000_000)
 print(int(kept), faults() - before)
+"""
+
+
+_LITTLE = """
+import resource, sys
+from normapps.allocator import freed_memory_kept, keep_little
+import numpy
+def faults(mib):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        blocks = [numpy.ones(mib << 17) for _ in range(5)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(1)
+before = faults(8)
+assert keep_little()
+faults(8)
+found = faults(8), faults(40)
+with freed_memory_kept():
+    assert keep_little()
+    faults(40)
+    print(before, *found, faults(40))
 """
 
 
@@ -77,6 +99,18 @@ def test_memory_that_is_kept_is_not_faulted_in_again() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_little_is_kept_and_no_more() -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    said = subprocess.run(
+        [sys.executable, "-c", _LITTLE], env=clean, capture_output=True, text=True, check=True
+    ).stdout.split()
+    before, little, much, inside = (int(word) for word in said)
+    assert little < before / 10
+    assert much > before / 2
+    assert inside < much / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_a_block_keeps_memory_to_its_end_and_no_longer() -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     said = subprocess.run(
@@ -120,6 +154,7 @@ def test_a_block_gives_back_after_an_error_too(monkeypatch: pytest.MonkeyPatch) 
 def test_a_users_own_tuning_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_freed_memory()
+    assert not keep_little()
 
 
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

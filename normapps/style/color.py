@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.color import LUMA
 from ..errors import InputError
-from ..norm import INSTANCE, Moments, merge, transport
+from ..norm import INSTANCE, Moments, merge, transport, transport_matrix
 from .regions import Shares
 from .rendering import Region, Steady, as_dtype
 
@@ -117,6 +117,33 @@ def move_colors(
 
 
 @dataclass(frozen=True)
+class _ColorMap:
+    """The optimal transport of colours as matrix·x + shift.
+
+    The mean is part of the shift: with a ridge as wide as ours nothing is lost by that, and a pass
+    over the photo is saved.
+
+    Attributes:
+        matrix, shift: (N, 3, 3) and (N, 3, 1), one for each picture of a batch.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+
+    @classmethod
+    def between(cls, own: Moments, wanted: Moments, method: str, alpha: float = 1.0) -> _ColorMap:
+        matrix = transport_matrix(own, wanted, method, _RIDGE)
+        matrix = torch.lerp(torch.eye(3).to(matrix), matrix, alpha)
+        mean = torch.lerp(own.mean, wanted.mean.to(own.mean), alpha)[..., None]
+        return cls(matrix, mean - matrix @ own.mean[..., None])
+
+    def apply(self, photos: Tensor) -> Tensor:
+        """Return (N, 3, H, W) in new colours, cut off at 0 and 1; fastest plane after plane."""
+        moved = torch.baddbmm(self.shift, self.matrix, photos.flatten(2))
+        return moved.view_as(photos).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
 class ColorMoves:
     """What gives a photo that is to be painted the colours of styles, tile by tile.
 
@@ -124,12 +151,10 @@ class ColorMoves:
     and looked after it would take as long as all the rest.
 
     Attributes:
-        pairs: the photo's and the style's moments of colours, one pair a region.
-        alpha: 0 changes nothing, 1 gives the style's colours.
+        maps: one a region.
     """
 
-    pairs: Sequence[tuple[Moments, Moments]]
-    alpha: float
+    maps: Sequence[_ColorMap]
 
     @classmethod
     def of(
@@ -145,37 +170,33 @@ class ColorMoves:
         Args:
             image: (1, 3, H, W) uint8, or float in [0, 1].
             regions: of the picture.
-            alpha, steady: see `move_colors`.
+            alpha: 0 changes nothing, 1 gives the styles' colours.
+            steady: see `move_colors`.
             device: where to compute.
         """
-        pairs = []
+        # eigenvalues would let the host wait for a CUDA device
+        method, maps = "newton" if device.type == "cuda" else "ot", []
         for i, region in enumerate(regions):
             if region.colors is None:
                 return None
             own = measure_colors(image, region.mask, device)
             own = own if steady is None else steady(i, own)
-            pairs.append((own, region.colors.to(device)))
-        return cls(pairs, alpha)
+            maps.append(_ColorMap.between(own, region.colors.to(device), method, alpha))
+        return cls(maps)
 
     def apply(self, photo: Tensor, shares: Shares) -> Tensor:
         """Return a part of the photo, (1, 3, h, w) float in [0, 1], in its new colours.
 
         Args:
             photo: the part, fastest plane after plane.
-            shares: of the regions in it; one more than there are pairs keeps its colours.
+            shares: of the regions in it; one more than there are maps keeps its colours.
         """
-        parts = [self._moved(photo, region) for region in shares.regions]
+        maps = (self.maps[i] if i < len(self.maps) else None for i in shares.regions)
+        parts = [photo if each is None else each.apply(photo) for each in maps]
         if shares.maps is None:
             return parts[0]
         weights = shares.maps.split(1, 1)
         return torch.stack([x * w for x, w in zip(parts, weights, strict=True)]).sum(0)
-
-    def _moved(self, photo: Tensor, region: int) -> Tensor:
-        if region == len(self.pairs):
-            return photo
-        # eigenvalues would let the host wait for a CUDA device
-        method = "newton" if photo.is_cuda else "ot"
-        return transport(photo, *self.pairs[region], method, _RIDGE, self.alpha).clamp_(0, 1)
 
 
 def pair_colors(photos: Tensor, paintings: Tensor, method: str = "ot") -> Tensor:
@@ -190,7 +211,7 @@ def pair_colors(photos: Tensor, paintings: Tensor, method: str = "ot") -> Tensor
         (N, 3, H, W) in [0, 1].
     """
     own, wanted = (Moments.of(x, INSTANCE, full=True) for x in (photos, paintings))
-    return transport(photos, own, wanted, method, _RIDGE).clamp(0, 1)
+    return _ColorMap.between(own, wanted, method).apply(photos)
 
 
 def into_gamut(image: Tensor) -> Tensor:

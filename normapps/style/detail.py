@@ -30,8 +30,9 @@ def fine_detail(grey: Tensor) -> Tensor:
 
 def grey_of(image: Tensor) -> Tensor:
     """Return the brightness (N, 1, H, W) of (N, 3, H, W) sRGB, as BT.601 weighs it."""
-    luma = image.new_tensor(LUMA).view(1, 3, 1, 1)
-    return (image * luma).sum(1, keepdim=True)
+    red, green, blue = image.split(1, 1)
+    grey: Tensor = red * LUMA[0]
+    return grey.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def mix_detail(drawn: Tensor, photo: Tensor, share: float = DETAIL) -> Tensor:
@@ -41,8 +42,9 @@ def mix_detail(drawn: Tensor, photo: Tensor, share: float = DETAIL) -> Tensor:
         drawn, photo: (N, 3, H, W) float, about [0, 1].
         share: 0 leaves `drawn` as it is.
     """
-    missing = grey_of(photo.contiguous() - drawn.contiguous())
-    return drawn + share * fine_detail(missing)
+    drawn, photo = drawn.contiguous(), photo.contiguous()  # several times faster
+    missing = grey_of(photo) - grey_of(drawn)
+    return torch.add(drawn, fine_detail(missing), alpha=share)
 
 
 @torch.inference_mode()  # in which `drawn` may have been made
@@ -70,9 +72,9 @@ def _mean(grey: Tensor, dim: int) -> Tensor:
     """The mean of five neighbours along a dimension."""
     size = grey.shape[dim]
     padded = F.pad(grey, (0, 0, REACH, REACH) if dim == 2 else (REACH, REACH))
-    total = padded.narrow(dim, 0, size)
-    for start in range(1, 2 * REACH + 1):
-        total = total + padded.narrow(dim, start, size)
+    total = padded.narrow(dim, 0, size) + padded.narrow(dim, 1, size)
+    for start in range(2, 2 * REACH + 1):
+        total += padded.narrow(dim, start, size)
     place = torch.arange(size, device=grey.device)
     counts = (place + REACH).clamp(max=size - 1) - (place - REACH).clamp(min=0) + 1
     return total / counts.view([-1, 1] if dim == 2 else [-1])

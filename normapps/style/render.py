@@ -92,12 +92,18 @@ class TinyRenderer:
         layout = Layout.of([region.mask for region in regions], image, STRIDE, _LEAST)
         if steady and layout.count > 1:
             raise InputError("a video is painted with one style everywhere; leave out the masks")
-        moves = ColorMoves.of(image, regions, alpha, steady, self.device)
+        photo = image if self._tile_side(image) else self._staged(image)
+        moves = ColorMoves.of(photo, regions, alpha, steady, self.device)
         job = _Job([region.style for region in regions], alpha, method, steady, detail)
+        out = torch.empty_like(image)  # in the layout of its memory
         return smaller(
             self._tile_side(image),
-            lambda side: _render(self, _Work.of(image, layout, side, moves), job),
+            lambda side: _render(self, _Work.of(photo, layout, side, moves), job, out),
         )
+
+    def _staged(self, image: Tensor) -> Tensor:
+        """A picture as all its passes want it: float32 in [0, 1], plane after plane."""
+        return as_dtype(image.to(self.device).contiguous(), torch.float32)
 
     def _tile_side(self, image: Tensor) -> int:
         if self.side is not None:
@@ -166,10 +172,10 @@ class _Work:
         return coverage((height, width), tile.inner, stride).to(device)
 
 
-def _render(renderer: TinyRenderer, work: _Work, job: _Job) -> Tensor:
+def _render(renderer: TinyRenderer, work: _Work, job: _Job, out: Tensor) -> Tensor:
+    """Draw tile after tile into `out`, (1, 3, H, W) uint8 or float in [0, 1], and return it."""
     own = _own(renderer, work, job)
     wanted = _wanted(own, job, renderer.device)
-    out = torch.empty_like(work.image)  # in the layout of its memory
     height, width = out.shape[2:]
     for tile in work.tiles():
         features, shares = work.features(renderer, tile), work.layout.cut(tile, renderer.device)
@@ -178,10 +184,10 @@ def _render(renderer: TinyRenderer, work: _Work, job: _Job) -> Tensor:
         if job.alpha < 1:
             same = _decode(renderer, features, own, own, shares, "adain")
             drawn = drawn + (1 - job.alpha) * (photo - same)
-        drawn = tile.crop(mix_detail(drawn.clamp(0, 1), photo, job.detail))
+        drawn = tile.crop(mix_detail(drawn.clamp_(0, 1), photo, job.detail))
         top, bottom, left, right = tile.inner
         place = out[..., top:bottom, left:right]
-        place.copy_(as_dtype(drawn.clamp(0, 1), out.dtype)[..., : height - top, : width - left])
+        place.copy_(as_dtype(drawn.clamp_(0, 1), out.dtype)[..., : height - top, : width - left])
     return out
 
 

@@ -92,4 +92,5 @@ def as_dtype(image: Tensor, dtype: torch.dtype) -> Tensor:
         return image
     if dtype == torch.uint8:
         return (image * 255).round_().to(dtype)
-    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
+    converted = image.to(dtype)
+    return converted.div_(255) if image.dtype == torch.uint8 else converted

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ..allocator import keep_little
 from ..data.images import Picture, fit, fitted_size, read_image, to_picture, with_pixels
 from ..engine.capture import capture_
 from ..engine.device import place, resolve_device, resolve_dtype
@@ -54,6 +55,8 @@ class Stylizer:
         tile: side in pixels of the tiles that pictures are cut into; None: large ones only.
         compile: compile the network (`engine.capture`), for a CUDA device.
 
+    On a CPU the process may from then on keep up to 64 MiB of freed memory (`allocator`).
+
     Raises:
         InputError: the network is none that stylizes.
     """
@@ -69,6 +72,8 @@ class Stylizer:
         compile: bool = False,
     ) -> None:
         device = device or torch.device("cpu")
+        if device.type == "cpu":
+            keep_little()
         network = place(network.eval().requires_grad_(False), device, dtype)
         capture_(network, _replayed(network), device, compile=compile)
         self.renderer = renderer_of(network, device, tile)

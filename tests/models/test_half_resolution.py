@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from normapps.style.onnx.networks import half_resolution
+from normapps.models.adain_tiny import _half_resolution
 
 
 def test_a_convolution_at_half_resolution_is_that_of_the_shuffled_picture() -> None:
@@ -15,5 +15,5 @@ def test_a_convolution_at_half_resolution_is_that_of_the_shuffled_picture() -> N
         weight = torch.randn(outputs, inputs, 3, 3, generator=draw).double()
         whole = F.pad(F.pixel_shuffle(cells, 2), (1, 1, 1, 1), mode="reflect")
         padded = F.pad(cells, (1, 1, 1, 1), mode="replicate")
-        found = F.pixel_shuffle(F.conv2d(padded, half_resolution(weight)), 2)
+        found = F.pixel_shuffle(F.conv2d(padded, _half_resolution(weight)), 2)
         torch.testing.assert_close(found, F.conv2d(whole, weight))
