@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 import traceback
@@ -85,6 +87,8 @@ def main() -> None:
     where), 2 wrong usage, 130 interrupted.
     """
     keep_freed_memory()
+    # what torch has made is then not searched for cycles when Python ends, which takes long
+    atexit.register(gc.freeze)
     python_format = warnings.formatwarning
     warnings.formatwarning = _warning_line
     try:

@@ -136,3 +136,15 @@ def test_every_command_is_listed_with_one_whole_line() -> None:
     names = [line.split()[0] for line in listed]
     assert names == LISTED
     assert not any(line.endswith("...") for line in listed), done.stdout
+
+
+def test_what_was_made_is_not_searched_when_python_ends() -> None:
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\n"  # called in reverse order
+        "from normapps.cli.main import main\n"
+        "import sys; sys.argv = ['normapps', '--version']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) > 1000
