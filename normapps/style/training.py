@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..files import atomic_path
 from ..models.adain_tiny import AdainTiny
 from ..models.folder import load_model, save_model
 from ..models.shipped import resolve_model
-from ..models.vgg import Vgg19, load_vgg19
+from ..models.vgg import load_vgg19
 from .color import pair_colors
 from .detail import mix_detail
 from .draws import Batch, Draws, as_tensor, look, sources
@@ -115,7 +115,7 @@ def learning_rate(step: int, options: TrainOptions) -> float:
 
 
 def losses(
-    output: Tensor, identity: Tensor, batch: Batch, vgg: Vgg19, options: TrainOptions
+    output: Tensor, identity: Tensor, batch: Batch, seen: Sequence[Tensor], options: TrainOptions
 ) -> dict[str, Tensor]:
     """Return each term of the loss, unweighted, and `total`.
 
@@ -123,14 +123,13 @@ def losses(
         output: (N, 3, S, S) stylized.
         identity: (1, 3, S, S) the first content as it was shown, reconstructed.
         batch: what was stylized.
-        vgg: the judge, in any precision.
-        options: the weights, and by how much the output is reduced for the judge.
+        seen: the judge's features of the output at `LAYERS`.
+        options: the weights.
     """
-    got = look(vgg, output, options.paint)
     terms = {
-        "content": content_distance(got[-1], batch.wanted_content),
-        "style": style_distance(got, batch.wanted_style).mean(),
-        "gram": gram_distance(got, batch.wanted_style).mean(),
+        "content": content_distance(seen[-1], batch.wanted_content),
+        "style": style_distance(seen, batch.wanted_style).mean(),
+        "gram": gram_distance(seen, batch.wanted_style).mean(),
         "identity": F.l1_loss(identity, batch.shown[:1]),
         "structure": structure_distance(output, batch.content),
         "lattice": lattice(output).mean() + lattice(identity).mean(),
@@ -207,7 +206,8 @@ class StyleTask:
 
     def terms(self, output: Tensor, identity: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the loss and their `total`; see `losses`."""
-        return losses(output, identity, batch, self.vgg, self.options)
+        seen = look(self.vgg, output, self.options.paint)
+        return losses(output, identity, batch, seen, self.options)
 
     def _with_moved(self, batch: Batch, down: int, right: int) -> tuple[Tensor, Tensor]:
         """The pairs, and the first once more with its photo moved if steadiness is asked for."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from normapps.data import video_write
 from normapps.data.picture import Picture
 from normapps.data.video import probe
 from normapps.data.video_write import Encoding, join, segment_file
@@ -39,13 +40,22 @@ def stylizer() -> Stylizer:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, coffee, flower) -> Path:
-    """A folder with `pan.mkv` (12 frames, exact, 25 a second) and two paintings."""
+    """A folder with `pan.mkv` (12 frames, exact, 25 a second) and two paintings.
+
+    H.264 is written without loss here: with loss, libx264 now and then takes another decision for
+    the same frames (2 of some 10 000 encodings on a busy machine, on one thread too).
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(video, "SEGMENT", 4)
+    monkeypatch.setattr(video_write, "_options", _lossless)
     write_clip(tmp_path / "pan.mkv", pan(coffee, 12), **LOSSLESS)
     Image.fromarray(flower[::8, ::8]).save("wave.png")
     Image.fromarray(255 - flower[::8, ::8]).save("ink.png")
     return tmp_path
+
+
+def _lossless(encoding: Encoding) -> dict[str, str]:
+    return {"crf": "0", "bf": "0", "x264-params": "force-cfr=1"}
 
 
 def _options(**values) -> StylizeOptions:
@@ -61,7 +71,7 @@ def _frames(path: str = "o.mkv") -> np.ndarray:
 
 
 def _encoded(frames: list[np.ndarray]) -> np.ndarray:
-    """What clips of the best quality keep of frames of 25 a second."""
+    """What clips keep of frames of 25 a second: half of the colours' resolution."""
     encoding = Encoding("h264", 100, 64, 48, Fraction(25), probe("pan.mkv").time_base)
     paths = [Path(f"wanted{i}.nut") for i in range(0, len(frames), video.SEGMENT)]
     for i, path in enumerate(paths):
