@@ -4,17 +4,20 @@
 
 copies RUN/model to pretrained/adain-tiny, writes the graphs of `--runtime onnx` beside it and
 encodes each painting of `PRESETS` as pretrained/adain-tiny/styles/NAME.style. The paintings
-themselves are never copied.
+themselves are never copied. With `--mix MODEL --share .35` its weights are .35 of MODEL's, from
+which RUN began, and .65 of RUN's (Wortsman et al. 2022, "Model soups"; 2021, WiSE-FT, sec. 3).
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
+
+from torch import Tensor
 
 from normapps.data.images import Picture
 from normapps.data.sources import PictureSource
+from normapps.models.folder import load_model, read_manifest, save_model
 from normapps.style.onnx.files import write_runtime
 from normapps.style.stylizer import Stylizer
 
@@ -53,10 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("paintings")
+    parser.add_argument("--mix", type=Path, help="the model folder with which RUN began")
+    parser.add_argument("--share", type=float, default=0.0, help="of its weights, 0 to 1")
     arguments = parser.parse_args()
-    TARGET.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "model.json"):
-        shutil.copy(arguments.run / "model" / name, TARGET / name)
+    run = arguments.run / "model"
+    _publish(run, arguments.mix or run, arguments.share)
     write_runtime(TARGET, TARGET, overwrite=True)
     stylizer, paintings = (
         Stylizer.load(TARGET, device="cpu", dtype="float32"),
@@ -66,6 +70,25 @@ def main() -> None:
         style = stylizer.style(Picture(paintings.load(index)), name=name)
         style.save(TARGET / "styles" / f"{name}.style", overwrite=True)
         print(f"{name:12} {paintings.name(index)}")
+
+
+def _publish(run: Path, mix: Path, share: float) -> None:
+    """Write the weights, `share` of them `mix`'s, in half precision; card and styles stay."""
+    model, mixed = load_model(run), load_model(mix).state_dict()
+    state: dict[str, Tensor] = model.state_dict()
+    model.load_state_dict(
+        {name: share * mixed[name].float() + (1 - share) * state[name].float() for name in state}
+    )
+    manifest = read_manifest(run)
+    save_model(
+        TARGET,
+        model.half(),
+        builder=manifest.builder,
+        arguments=manifest.arguments,
+        preprocessing=manifest.preprocessing,
+        history=[*manifest.history, {"mixed": share}] if share else manifest.history,
+        overwrite=True,
+    )
 
 
 if __name__ == "__main__":
