@@ -1,7 +1,7 @@
 """A blind vote: sheets of photo, painting, A and B, of which one is ours and the other a peer's.
 
     python benchmarks/blind.py draw sheets/ --key key.json
-    python benchmarks/blind.py count votes.txt --key key.json
+    python benchmarks/blind.py count votes.txt others.txt --key key.json
 
 Look at the sheets alone and write a line a row: `7 A`, `8 B`, or `9 =` where neither is better.
 Which side is whose is drawn by the seed and stands in the key, which is not to be opened before.
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     draw.add_argument("--method", default=OURS, help="which of ours, such as 'normapps ot'")
     draw.add_argument("--model", default="adain-tiny", help="which of our networks")
     count = commands.add_parser("count", help="count votes by the key")
-    count.add_argument("votes", type=Path)
+    count.add_argument("votes", type=Path, nargs="+", help="a file for each voter")
     count.add_argument("--key", type=Path, required=True)
     count.add_argument("--dry-run", action="store_true", help="print, write nothing")
     return parser.parse_args()
@@ -164,7 +164,8 @@ def sheet(rows: Sequence[tuple[int, Sequence[np.ndarray]]], side: int) -> np.nda
 def _count(options: argparse.Namespace) -> None:
     key = json.loads(options.key.read_text(encoding="utf-8"))
     rows = [Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in key["rows"]]
-    body = report(rows, read_votes(options.votes, len(rows)), key["settings"], key["conditions"])
+    voters = [read_votes(file, len(rows)) for file in options.votes]
+    body = report(rows, voters, key["settings"], key["conditions"])
     print(body)
     if not options.dry_run:
         map_of = str(key["settings"]["method"]).removeprefix(OURS).strip()
@@ -196,32 +197,37 @@ def read_votes(file: Path, rows: int) -> dict[int, str]:
 
 
 def report(
-    rows: Sequence[Row], votes: Mapping[int, str], settings: Mapping[str, object], where: str
+    rows: Sequence[Row],
+    voters: Sequence[Mapping[int, str]],
+    settings: Mapping[str, object],
+    where: str,
 ) -> str:
     """Format how often ours was chosen against each peer.
 
     Args:
         rows: of the key.
-        votes: by row number.
+        voters: the votes of each by row number.
         settings: of the drawing.
         where: conditions under which the sheets were drawn.
     """
     lines = []
     for peer in dict.fromkeys(row.peer for row in rows):
-        found = Counter(_winner(row, votes[row.number]) for row in rows if row.peer == peer)
-        decided = found["ours"] + found["peer"]
-        share = accuracy(found["ours"], decided) if decided else None
-        cell = f"{share.mean:.0%} ({share.low:.0%}–{share.high:.0%})" if share else "–"
-        lines.append([peer, *(str(found[x]) for x in ("ours", "peer", "=")), cell])
+        for voter, votes in enumerate(voters, 1):
+            found = Counter(_winner(row, votes[row.number]) for row in rows if row.peer == peer)
+            decided = found["ours"] + found["peer"]
+            share = accuracy(found["ours"], decided) if decided else None
+            cell = f"{share.mean:.0%} ({share.low:.0%}–{share.high:.0%})" if share else "–"
+            counts = (str(found[x]) for x in ("ours", "peer", "="))
+            lines.append([peer, str(voter), *counts, cell])
     return "\n\n".join(
         [
             f"## Blind vote: {settings['method']}",
             f"Sheets of photo, painting, A and B ({settings['method']} ({settings['model']}) and a "
             f"peer, stylized at long side {settings['size']}, shown at {settings['side']}; pairs "
             f"that training left out, seed {settings['seed']}), sides and peers shuffled, the key "
-            "opened after the votes. One voter. The share is of the decided, with its 95 % "
-            "interval (Wilson).",
-            table(["against", "ours better", "peer better", "equal", "share ours"], lines),
+            "opened after the votes. The share is of the decided, with its 95 % interval "
+            "(Wilson); every voter saw the same pairs, so their rows do not add up to more pairs.",
+            table(["against", "voter", "ours better", "peer better", "equal", "share ours"], lines),
             f"Drawn on: {where}",
         ]
     )

